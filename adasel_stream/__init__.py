@@ -1,0 +1,1 @@
+"""Select what a continuously trained model trains on."""

@@ -1,0 +1,69 @@
+"""Errors that a run can raise.
+
+Wrong arguments raise `ValueError` or `TypeError` at construction. Everything
+that happens later derives from `AdaselError`::
+
+    AdaselError
+    ├── BatchError         a candidate batch that cannot be used: ragged leaves, no ids
+    ├── ScoreError         the score did not give one loss per row
+    ├── MethodError        a selection method did not give one preference per row
+    ├── SourceError        the wrapped source raised or cannot be resumed
+    │   └── ShardError     a damaged shard or sample, named by shard, offset and reason
+    ├── RecordError        the loss record was asked for something it cannot hold
+    └── CheckpointError    a checkpoint that cannot be written, read or loaded
+        ├── CorruptCheckpointError   its checksum or layout does not hold
+        └── CheckpointVersionError   it was written by a newer format version
+"""
+
+__all__ = [
+    "AdaselError",
+    "BatchError",
+    "CheckpointError",
+    "CheckpointVersionError",
+    "CorruptCheckpointError",
+    "MethodError",
+    "RecordError",
+    "ScoreError",
+    "ShardError",
+    "SourceError",
+]
+
+
+class AdaselError(Exception):
+    """Root of every run-time failure of this package."""
+
+
+class BatchError(AdaselError):
+    """A candidate batch has leaves of different lengths, no rows or no ids."""
+
+
+class ScoreError(AdaselError):
+    """The score returned something other than one loss per candidate."""
+
+
+class MethodError(AdaselError):
+    """A selection method returned something other than one preference per candidate."""
+
+
+class SourceError(AdaselError):
+    """The wrapped source raised, or cannot continue where a snapshot left off."""
+
+
+class ShardError(SourceError):
+    """A shard or one of its samples is damaged or breaks a limit."""
+
+
+class RecordError(AdaselError):
+    """The loss record was given ids or losses that it cannot hold."""
+
+
+class CheckpointError(AdaselError):
+    """A checkpoint cannot be written, read or loaded."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A checkpoint's checksum, lengths or layout do not hold."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint was written by a newer format version; the file is left untouched."""

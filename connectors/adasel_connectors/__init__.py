@@ -1,0 +1,1 @@
+"""Streams of candidate batches: Parquet shards and tar shards."""
