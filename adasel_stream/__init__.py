@@ -1,1 +1,26 @@
-"""Select what a continuously trained model trains on."""
+"""Select what a continuously trained model trains on.
+
+>>> import torch
+>>> from adasel_stream import SelectingLoader
+>>> stream = [{"x": torch.arange(4.0) + i} for i in range(8)]
+>>> loader = SelectingLoader(stream, score=lambda batch: batch["x"], sampling_rate=0.5)
+>>> sum(len(batch["x"]) for batch in loader)
+16
+"""
+
+from adasel_stream.adaselection import Policy
+from adasel_stream.loader import SelectingLoader
+from adasel_stream.policies import paper, unbiased
+from adasel_stream.record import LossRecord
+from adasel_stream.types import LossBatch, Preference, Scored
+
+__all__ = [
+    "LossBatch",
+    "LossRecord",
+    "Policy",
+    "Preference",
+    "Scored",
+    "SelectingLoader",
+    "paper",
+    "unbiased",
+]

@@ -3,15 +3,35 @@
 Letters in shapes: b candidates, k selected, M methods.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Ids", "Scored", "Source", "Stateful"]
+from adasel_stream.ranking import average_ranks
+
+__all__ = [
+    "Batch",
+    "Feedback",
+    "Ids",
+    "LossBatch",
+    "Method",
+    "Preference",
+    "Scored",
+    "Selection",
+    "Source",
+    "State",
+    "Stateful",
+]
+
+LARGEST_LOSS = 1e30
+"""Losses are clipped to ± this, so that sums over a batch stay finite in float32."""
 
 Batch: TypeAlias = Any
 """Dicts, tuples, lists, named tuples and dataclasses, nested; every leaf is a tensor, an array
@@ -35,6 +55,170 @@ class Scored:
     losses: Tensor
     residuals: Tensor | None = None
     features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """What a selection method may look at: one candidate batch's losses and their company.
+
+    Attributes:
+        losses: per-instance losses, shape (b,), floating point, all finite. Rows that came in
+            non-finite carry the mean of the finite ones here and are marked in `finite`.
+        noise: standard normal draws, shape (b,), fresh for each candidate batch, or None where
+            the draw itself is random and a method shall be an even proposal.
+        gradient_norms: upper bounds of per-instance gradient norms, shape (b,), or None.
+        finite: which rows may be chosen, shape (b,), bool, or None when all may.
+    """
+
+    losses: Tensor
+    noise: Tensor | None = None
+    gradient_norms: Tensor | None = None
+    finite: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        losses: Tensor,
+        *,
+        noise: Tensor | None = None,
+        gradient_norms: Tensor | None = None,
+        all_finite: bool = False,
+    ) -> "LossBatch":
+        """Mask rows whose loss is NaN or infinite and clip huge losses to ±1e30.
+
+        `all_finite` says that the caller has checked already; it saves the mask.
+
+        >>> batch = LossBatch.of(torch.tensor([1.0, float("nan"), 3.0]))
+        >>> batch.losses, batch.finite
+        (tensor([1., 2., 3.]), tensor([ True, False,  True]))
+        """
+        if all_finite:
+            return cls(losses.clamp(-LARGEST_LOSS, LARGEST_LOSS), noise, gradient_norms)
+        finite = torch.isfinite(losses)
+        if gradient_norms is not None:
+            finite = finite & torch.isfinite(gradient_norms)
+            gradient_norms = torch.where(finite, gradient_norms, 0.0)
+        kept = torch.where(finite, losses, 0.0).clamp(-LARGEST_LOSS, LARGEST_LOSS)
+        mean = kept.sum() / finite.sum().clamp(min=1)
+        return cls(torch.where(finite, kept, mean), noise, gradient_norms, finite)
+
+    @cached_property
+    def count(self) -> int | Tensor:
+        """How many rows may be chosen: b, or a tensor of shape () when rows are masked."""
+        return self.losses.shape[0] if self.finite is None else self.finite.sum()
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """Average ranks of the finite losses, 0 the smallest, shape (b,); sorted once."""
+        return self.rank(self.losses)
+
+    def rank(self, values: Tensor) -> Tensor:
+        """Rank any per-row values among the rows that may be chosen, shape (b,)."""
+        if self.finite is None:
+            return average_ranks(values)
+        masked = values.shape[0] - self.count
+        return average_ranks(values.masked_fill(~self.finite, -torch.inf)) - masked
+
+
+class Preference(NamedTuple):
+    """How much a method wants each candidate; the larger, the rather.
+
+    The three are functions without arguments, so that only the reading in use is computed.
+
+    Attributes:
+        values: gives shape (b,), finite; softmax and proportional importances are made of it.
+        ranks: gives the same as average ranks in [0, count-1], shape (b,); set where a method
+            depends on the losses only through their order, and so needs no sort of its own.
+        order: gives what the method's own top-k goes by, shape (b,); set where that is not
+            `values`.
+    """
+
+    values: Callable[[], Tensor]
+    ranks: Callable[[], Tensor] | None = None
+    order: Callable[[], Tensor] | None = None
+
+
+Method: TypeAlias = Callable[[LossBatch], Tensor | Preference]
+"""A candidate method g_m: from a candidate batch to preferences, shape (b,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The k rows chosen from one candidate batch, and why.
+
+    Attributes:
+        indices: rows of the candidate batch, shape (k,), int64, distinct.
+        weights: importance weights k/(b π), shape (k,), or ones where the choice is top-k.
+        probabilities: the mixture p of each chosen row, shape (k,).
+        inclusions: the probability π with which each row was drawn, shape (k,), in (0, 1].
+        importances: α of each method for each chosen row, shape (k, M).
+        method_weights: w, shape (M,), sums to 1.
+        method_losses: mean loss of what each method would choose, shape (M,).
+        valid: False for slots that no finite row could fill, shape (k,), bool, or None when
+            every slot is filled.
+    """
+
+    indices: Tensor
+    weights: Tensor
+    probabilities: Tensor
+    inclusions: Tensor
+    importances: Tensor
+    method_weights: Tensor
+    method_losses: Tensor
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What AdaSelection remembers between candidate batches.
+
+    Attributes:
+        step: candidate batches so far, t.
+        log_weights: log w, shape (M,).
+        method_losses: method losses of the batch before, shape (M,); NaN before the first.
+        trend: running mean of the method losses and of its squared change, shape (2, M).
+    """
+
+    step: int
+    log_weights: Tensor
+    method_losses: Tensor
+    trend: Tensor
+
+    @classmethod
+    def initial(
+        cls,
+        methods: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> "State":
+        """Start with equal weights, w₀ = 1/M.
+
+        >>> State.initial(2).log_weights.exp()
+        tensor([0.5000, 0.5000])
+        """
+        unknown = torch.full((methods,), torch.nan, dtype=dtype, device=device)
+        even = torch.full_like(unknown, -math.log(methods))
+        return cls(0, even, unknown, torch.stack([unknown, torch.zeros_like(unknown)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """Fresh losses of rows that were trained on, with the chances they had been drawn with.
+
+    Attributes:
+        losses: shape (B,); they stand in for gradient norms.
+        importances: α of each method for each row, shape (B, M).
+        probabilities: p, shape (B,).
+        inclusions: π, shape (B,).
+        valid: rows that count, shape (B,), bool.
+    """
+
+    losses: Tensor
+    importances: Tensor
+    probabilities: Tensor
+    inclusions: Tensor
+    valid: Tensor
 
 
 @runtime_checkable

@@ -1,0 +1,207 @@
+"""Candidate methods: what each one would rather train on.
+
+A method is a function of a `LossBatch`. It returns one preference per candidate, any finite
+number, larger for the rows it wants; how preferences become importances is the policy's choice
+(see `adaselection`). A method of your own is such a function, passed to the loader as it is:
+
+>>> def near_median(batch):
+...     return -(batch.losses - batch.losses.median()).abs()
+>>> near_median(LossBatch(torch.tensor([1.0, 5.0, 2.0])))
+tensor([-1., -3., -0.])
+
+Source: section 3.1 of the AdaSelection paper lists the seven.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from adasel_stream.errors import MethodError
+from adasel_stream.types import LossBatch, Method, Preference
+
+__all__ = [
+    "DEFAULT_METHODS",
+    "METHODS",
+    "adaboost",
+    "big_loss",
+    "coresets_1",
+    "coresets_2",
+    "gradient_norm",
+    "resolve_methods",
+    "small_loss",
+    "uniform",
+]
+
+ADABOOST_MARGIN = 1e-6
+"""Eq. (1) is infinite at loss 1, so the largest loss is scaled to one minus this."""
+
+
+def uniform(batch: LossBatch) -> Preference:
+    """Prefer rows at random: fresh noise ranks them, or all alike where the draw is random.
+
+    >>> uniform(LossBatch(torch.tensor([1.0, 2.0]), noise=torch.tensor([0.3, -0.1]))).values()
+    tensor([ 0.3000, -0.1000])
+    """
+    noise = batch.noise
+    if noise is not None:
+        return Preference(values=lambda: noise)
+    even = torch.zeros_like(batch.losses)
+    return Preference(values=lambda: even, ranks=lambda: even + (batch.count - 1) / 2)
+
+
+def big_loss(batch: LossBatch) -> Preference:
+    """Prefer large losses.
+
+    Source: Selective-Backprop, the paper's reference [2].
+    """
+    return Preference(values=lambda: batch.losses, ranks=lambda: batch.ranks)
+
+
+def small_loss(batch: LossBatch) -> Preference:
+    """Prefer small losses.
+
+    Source: Shah et al. 2020, the paper's reference [3].
+    """
+    return Preference(
+        values=lambda: -batch.losses,
+        ranks=lambda: (batch.count - 1) - batch.ranks,
+    )
+
+
+def gradient_norm(batch: LossBatch) -> Preference:
+    """Prefer large bounds of the gradient norm, taken from the last layer.
+
+    Raises:
+        MethodError: the batch has no gradient norms.
+
+    Source: Katharopoulos and Fleuret 2018, the paper's reference [5].
+    """
+    norms = batch.gradient_norms
+    if norms is None:
+        raise MethodError(
+            "method 'gradient_norm' needs last-layer quantities, the batch has only losses; give "
+            "the loader model= with a linear last layer, or let score return Scored(losses, "
+            "residuals, features)"
+        )
+    return Preference(values=lambda: norms)
+
+
+def adaboost(batch: LossBatch) -> Preference:
+    """Prefer large losses by AdaBoost's weight, artanh of the loss scaled below 1.
+
+    Departs from Eq. (1), which is undefined for losses of 1 and more: losses are shifted by
+    their minimum if that is negative and divided by their maximum.
+
+    Source: Eq. (1).
+    """
+    return Preference(values=lambda: _artanh_scaled(batch.losses), ranks=lambda: batch.ranks)
+
+
+def coresets_1(batch: LossBatch) -> Preference:
+    """Prefer both ends: the ⌈k/2⌉ largest and the ⌊k/2⌋ smallest losses.
+
+    As softmax importances it is the mean of `big_loss` and `small_loss`; as ranks it is the
+    distance from the middle rank, the two mirrored rows sharing one.
+
+    Source: section 3.1, coresets approximation 1.
+    """
+
+    def both_softmaxes() -> Tensor:
+        log_losses = batch.losses.log_softmax(dim=0)
+        return torch.logaddexp(log_losses, (-batch.losses).log_softmax(dim=0))
+
+    def distance_from_middle() -> Tensor:
+        distance = (batch.ranks - (batch.count - 1) / 2).abs()
+        return (2 * distance - 0.5).clamp(min=0)
+
+    return Preference(both_softmaxes, distance_from_middle, order=lambda: _from_both_ends(batch))
+
+
+def coresets_2(batch: LossBatch) -> Preference:
+    """Prefer losses close to the batch's mean.
+
+    Source: section 3.1, coresets approximation 2.
+    """
+    return Preference(values=lambda: -(batch.losses - batch.losses.mean()).abs())
+
+
+def _artanh_scaled(losses: Tensor) -> Tensor:
+    shifted = losses - losses.min().clamp(max=0)
+    largest = shifted.max()
+    q = shifted / torch.where(largest > 0, largest, 1.0)
+    x = (1 - ADABOOST_MARGIN) * q
+    # log(1-x), exact near q = 1 where x itself is rounded, and near q = 0 where 1-x is
+    log_rest = torch.where(q > 0.5, ((1 - q) + ADABOOST_MARGIN * q).log(), (-x).log1p())
+    return 0.5 * (x.log1p() - log_rest)  # Eq. (1)
+
+
+def _from_both_ends(batch: LossBatch) -> Tensor:
+    """Order rows largest, smallest, second largest, second smallest, and so on."""
+    losses = batch.losses
+    if batch.finite is not None:  # masked rows must sit at neither end
+        losses = losses.masked_fill(~batch.finite, -torch.inf)
+    descending = torch.sort(losses, descending=True, stable=True).indices
+    place = torch.arange(losses.shape[0], device=losses.device)
+    turn = torch.minimum(2 * place, 2 * (batch.count - 1 - place) + 1)
+    return torch.empty_like(losses).scatter_(0, descending, -turn.to(losses.dtype))
+
+
+METHODS: dict[str, Method] = {
+    "uniform": uniform,
+    "big_loss": big_loss,
+    "small_loss": small_loss,
+    "gradient_norm": gradient_norm,
+    "adaboost": adaboost,
+    "coresets_1": coresets_1,
+    "coresets_2": coresets_2,
+}
+"""The paper's seven candidate methods, by the names of the literature."""
+
+DEFAULT_METHODS = ("uniform", "big_loss", "small_loss", "coresets_1", "coresets_2")
+"""The paper's methods that need losses only; `adaboost` ranks as `big_loss` does."""
+
+
+def resolve_methods(
+    methods: Sequence[str | Method] | Mapping[str, Method],
+) -> dict[str, Method]:
+    """Name the methods: built-in names are looked up, functions carry their own name.
+
+    Args:
+        methods: names of `METHODS` and functions, or a mapping from names to functions.
+
+    Returns:
+        functions by name, in the order given.
+
+    Raises:
+        ValueError: an unknown or repeated name, or no method at all.
+        TypeError: something that is neither a name nor a function.
+
+    >>> list(resolve_methods(["uniform", big_loss, "small_loss"]))
+    ['uniform', 'big_loss', 'small_loss']
+    """
+    if isinstance(methods, str):
+        raise TypeError(f"methods must be a list of names or functions, got the string {methods!r}")
+    pairs = list(methods.items()) if isinstance(methods, Mapping) else [_named(m) for m in methods]
+    if not pairs:
+        raise ValueError("methods must name at least one method, got none")
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"methods must have different names, got {names}")
+    return dict(pairs)
+
+
+def _named(method: str | Method) -> tuple[str, Method]:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+        return method, METHODS[method]
+    if not callable(method):
+        raise TypeError(f"a method must be a name or a function, got {type(method).__name__}")
+    name = getattr(method, "__name__", "")
+    if not name.isidentifier():
+        raise ValueError(
+            f"a method given as {name or type(method).__name__} has no usable name; pass a "
+            "mapping {'name': function}"
+        )
+    return name, method
