@@ -32,6 +32,12 @@ __all__ = [
 MethodLosses: TypeAlias = Callable[[Tensor, Sequence[Preference], LossBatch, int], Tensor]
 """ℓ_t^m of every method, (M,), from importances, preferences, the batch and k."""
 
+Kernel: TypeAlias = Callable[
+    [State, LossBatch, int, Mapping[str, Method], torch.Generator | None],
+    tuple[State, Selection] | None,
+]
+"""A faster way to a policy's own selection, for the batches that it can take, else None."""
+
 Reward: TypeAlias = Callable[[Tensor, int], Tensor]
 """Eq. (4): log r of each row, (b,), from losses and t."""
 
@@ -51,6 +57,7 @@ class Policy:
         floor: least weight of each method, in [0, 1/M].
         noisy: whether `uniform` ranks rows by fresh noise; a top-k has no chance of its own.
         whole_batches: whether k is rounded in every batch, as printed, instead of carried.
+        kernel: a faster way to the same selection, or None.
     """
 
     name: str
@@ -63,6 +70,7 @@ class Policy:
     floor: float = 0.0
     noisy: bool = False
     whole_batches: bool = False
+    kernel: Kernel | None = None
 
 
 def step(
@@ -98,6 +106,8 @@ def step(
     >>> selection.indices
     tensor([1, 0])
     """
+    if policy.kernel and (done := policy.kernel(state, batch, k, methods, generator)):
+        return done
     preferences = [_prefer(name, method, batch) for name, method in methods.items()]
     importances = policy.importances(preferences, batch, k)  # Eq. (2), (M, b)
     now = policy.method_losses(importances, preferences, batch, k)  # ℓ_t^m, (M,)
@@ -107,7 +117,7 @@ def step(
     scores = log_scores(importances, method_weights, log_reward, batch)  # Eq. (5), (b,)
     drawn = policy.choose(scores, batch, k, generator)  # Eq. (6), k rows
     after = _unless_empty(batch, replace(after, step=state.step + 1, method_losses=now), state)
-    chosen = importances[:, drawn.indices].T
+    chosen = importances.index_select(1, drawn.indices).T
     valid = None if batch.finite is None else torch.arange(k, device=now.device) < batch.count
     return after, Selection(*drawn, chosen, method_weights, now, valid)
 
@@ -125,7 +135,7 @@ def log_scores(
     scores = mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()
     if log_reward is not None:
         scores = scores + log_reward
-    return scores if batch.finite is None else scores.masked_fill(~batch.finite, -torch.inf)
+    return batch.masked(scores)
 
 
 def curriculum(exponent: float) -> Reward:
@@ -147,7 +157,8 @@ def curriculum(exponent: float) -> Reward:
         v = losses / torch.where(some, largest, 1.0)
         denominator = torch.where(some, largest * v.square().sum(), 1.0)
         bound = torch.finfo(losses.dtype).max / 4
-        return (-(t**exponent) * v / denominator).clamp(-bound, bound)
+        fading: float = float(t) ** exponent
+        return (-fading * v / denominator).clamp(-bound, bound)
 
     return reward
 
@@ -194,7 +205,7 @@ def _prefer(name: str, method: Method, batch: LossBatch) -> Preference:
 
 
 def _unless_empty(batch: LossBatch, after: State, before: State) -> State:
-    if batch.finite is None:
+    if not isinstance(batch.count, Tensor):
         return after
     some = batch.count > 0
     return State(

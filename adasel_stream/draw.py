@@ -33,6 +33,9 @@ class Drawn(NamedTuple):
     inclusions: Tensor
 
 
+SMALLEST_REST = 1e-300
+"""Bound of a divisor; where it holds, all rows left are at 1 whatever they are divided by."""
+
 Choose: TypeAlias = Callable[[Tensor, LossBatch, int, torch.Generator | None], Drawn]
 """Eq. (6): from log scores (b,), -inf where a row may not be chosen, the batch, k and a generator
 on its device to k rows. Where fewer than k rows may be chosen, the last slots are void."""
@@ -76,16 +79,22 @@ def unbiased(
     Returns:
         `Drawn` with weights k/(n π).
     """
-    p = log_scores.softmax(0) * (1 - exploration) + exploration / batch.count
+    count = batch.count
+    if isinstance(count, Tensor):
+        count = count.clamp(min=1)
+    p = log_scores.softmax(0) * (1 - exploration) + exploration / count
     if batch.finite is not None:
         p = torch.where(batch.finite, p, 0.0)
     pi = inclusions(p, k)
     permutation = torch.randperm(p.shape[0], generator=generator, device=p.device)
     offset = torch.rand((), generator=generator, device=p.device)
     indices = systematic(pi, k, permutation, offset)
-    chosen = pi[indices]
-    drawn = torch.clamp(batch.count, max=k) if isinstance(batch.count, Tensor) else k
-    return Drawn(indices, drawn / (batch.count * chosen), p[indices], chosen)
+    chosen = pi.index_select(0, indices).to(p.dtype)
+    drawn = count.clamp(max=k) if isinstance(count, Tensor) else k
+    weights = (drawn / count) / (
+        chosen if batch.finite is None else torch.where(chosen > 0, chosen, 1.0)
+    )
+    return Drawn(indices, weights, p.index_select(0, indices), chosen)
 
 
 def inclusions(p: Tensor, k: int) -> Tensor:
@@ -98,25 +107,30 @@ def inclusions(p: Tensor, k: int) -> Tensor:
         k: in [1, b].
 
     Returns:
-        inclusion probabilities, shape (b,), in [0, 1], with sum min(k, rows with p > 0).
+        inclusion probabilities, shape (b,), float64 whatever p is, in [0, 1], with sum
+        min(k, rows with p > 0): the draw counts in them, so that they must add up.
 
-    >>> inclusions(torch.tensor([0.7, 0.2, 0.1]), 2)
-    tensor([1.0000, 0.6667, 0.3333])
+    >>> inclusions(torch.tensor([0.75, 0.125, 0.125]), 2)
+    tensor([1.0000, 0.5000, 0.5000], dtype=torch.float64)
     """
-    largest = p.topk(k).values.double()
+    p = p.double()
+    p = p / p.sum()
+    if p.device.type == "cpu" and k * p.numpy().max() <= 1:
+        return p * k  # no row overflows; on a CPU it costs nothing to look
+    largest = p.topk(k).values
     filled = torch.arange(k, device=p.device)
-    rest = p.sum(dtype=torch.float64) - (largest.cumsum(0) - largest)
-    # c, were the `filled` largest rows already at 1
-    c = (k - filled) / rest.clamp(min=torch.finfo(torch.float64).tiny)
+    # what the other rows hold, were the `filled` largest at 1 already; summed from the small end
+    rest = (p.sum() - largest.sum()).clamp(min=0) + largest.flip(0).cumsum(0).flip(0)
+    c = (k - filled) / rest.clamp(min=SMALLEST_REST)
     at_one = (largest * c >= 1).sum().clamp(max=k - 1)
-    return (p * c.gather(0, at_one[None]).to(p.dtype)).clamp(max=1)
+    return torch.where(p > 0, (p * c.gather(0, at_one[None])).clamp(max=1), 0.0)
 
 
 def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tensor:
     """Lay the rows end to end in random order, π long each, and take one every 1.
 
     Args:
-        pi: inclusion probabilities, shape (b,), sum k.
+        pi: inclusion probabilities, shape (b,), float64, sum k.
         k: rows to take.
         permutation: order to lay them in, shape (b,), int64.
         offset: where to start, shape (), in [0, 1).
@@ -124,13 +138,12 @@ def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tenso
     Returns:
         indices in the order they were met, shape (k,), int64; distinct.
 
-    >>> pi = torch.tensor([1.0, 0.5, 0.25, 0.25])
+    >>> pi = torch.tensor([1.0, 0.5, 0.25, 0.25]).double()
     >>> systematic(pi, 2, torch.arange(4), torch.tensor(0.7))
     tensor([0, 2])
     """
-    ends = pi[permutation].cumsum(0, dtype=torch.float64)
-    # Σπ is a whole number up to rounding; scaled to it, no mark lies behind the last row
-    scale = ends[-1] / ends[-1].round().clamp(min=1)
-    marks = (torch.arange(k, device=pi.device) + offset.double()) * scale
+    ends = pi.index_select(0, permutation).cumsum(0)
+    # an offset of float32 stays so far below 1 that the last mark lies before the last row's end
+    marks = torch.arange(k, dtype=torch.float64, device=pi.device) + offset
     place = torch.searchsorted(ends, marks, right=True).clamp(max=pi.shape[0] - 1)
-    return permutation[place]
+    return permutation.index_select(0, place)

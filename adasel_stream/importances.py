@@ -75,12 +75,15 @@ def proportional(preferences: Sequence[Preference], batch: LossBatch, k: int) ->
     """
     del k
     values = torch.stack([p.values() for p in preferences])
-    values = values - values.amin(1, keepdim=True).clamp(max=0)
-    values = torch.where(values.amax(1, keepdim=True) > 0, values, 1.0)  # all alike: even
     if batch.finite is not None:
-        values = values * batch.finite
-    values = values / values.amax(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
-    return values / values.sum(1, keepdim=True).clamp(min=1)
+        smallest = values.masked_fill(~batch.finite, torch.inf).amin(1, keepdim=True)
+        values = torch.where(batch.finite, values, smallest)
+    values = values - values.amin(1, keepdim=True).clamp(max=0)
+    largest = values.amax(1, keepdim=True)
+    values = torch.where(largest > 0, values / largest, 1.0)  # all alike: even
+    if batch.finite is not None:
+        values = values.nan_to_num(0.0) * batch.finite
+    return values / values.sum(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
 
 
 def picks(preferences: Sequence[Preference], batch: LossBatch, k: int) -> Tensor:
@@ -89,13 +92,11 @@ def picks(preferences: Sequence[Preference], batch: LossBatch, k: int) -> Tensor
     The lower index wins ties; rows that may not be chosen come last.
     """
     order = torch.stack([(p.values if p.order is None else p.order)() for p in preferences])
-    if batch.finite is not None:
-        order = order.masked_fill(~batch.finite, -torch.inf)
-    return top_k(order, k)
+    return top_k(batch.masked(order), k)
 
 
 def _masked_softmax(logits: Tensor, batch: LossBatch) -> Tensor:
     if batch.finite is None:
         return logits.softmax(dim=1)
     # where every row is masked softmax is 0/0; such a batch then weighs nothing
-    return logits.masked_fill(~batch.finite, -torch.inf).softmax(dim=1).nan_to_num(0.0)
+    return batch.masked(logits).softmax(dim=1).nan_to_num(0.0)

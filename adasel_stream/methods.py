@@ -46,8 +46,10 @@ def uniform(batch: LossBatch) -> Preference:
     noise = batch.noise
     if noise is not None:
         return Preference(values=lambda: noise)
-    even = torch.zeros_like(batch.losses)
-    return Preference(values=lambda: even, ranks=lambda: even + (batch.count - 1) / 2)
+    return Preference(
+        values=lambda: torch.zeros_like(batch.losses),
+        ranks=lambda: torch.zeros_like(batch.losses),  # alike: any one rank will do
+    )
 
 
 def big_loss(batch: LossBatch) -> Preference:
@@ -108,12 +110,13 @@ def coresets_1(batch: LossBatch) -> Preference:
     """
 
     def both_softmaxes() -> Tensor:
-        log_losses = batch.losses.log_softmax(dim=0)
-        return torch.logaddexp(log_losses, (-batch.losses).log_softmax(dim=0))
+        largest = batch.masked(batch.losses).log_softmax(dim=0)
+        smallest = batch.masked(-batch.losses).log_softmax(dim=0)
+        return torch.logaddexp(largest, smallest)
 
     def distance_from_middle() -> Tensor:
-        distance = (batch.ranks - (batch.count - 1) / 2).abs()
-        return (2 * distance - 0.5).clamp(min=0)
+        distance = (2 * batch.ranks - (batch.count - 1)).abs()
+        return batch.rank(distance, follows_losses=True)
 
     return Preference(both_softmaxes, distance_from_middle, order=lambda: _from_both_ends(batch))
 
@@ -123,28 +126,33 @@ def coresets_2(batch: LossBatch) -> Preference:
 
     Source: section 3.1, coresets approximation 2.
     """
-    return Preference(values=lambda: -(batch.losses - batch.losses.mean()).abs())
+
+    def closeness() -> Tensor:
+        return -(batch.losses - batch.losses.mean()).abs()
+
+    return Preference(closeness, ranks=lambda: batch.rank(closeness(), follows_losses=True))
 
 
 def _artanh_scaled(losses: Tensor) -> Tensor:
-    shifted = losses - losses.min().clamp(max=0)
-    largest = shifted.max()
-    q = shifted / torch.where(largest > 0, largest, 1.0)
+    largest = losses.max()
+    scale = largest - losses.min().clamp(max=0)
+    scale = torch.where(scale > 0, scale, 1.0)
+    q = (losses - losses.min().clamp(max=0)) / scale
     x = (1 - ADABOOST_MARGIN) * q
     # log(1-x), exact near q = 1 where x itself is rounded, and near q = 0 where 1-x is
-    log_rest = torch.where(q > 0.5, ((1 - q) + ADABOOST_MARGIN * q).log(), (-x).log1p())
+    rest = (largest - losses) / scale + ADABOOST_MARGIN * q
+    log_rest = torch.where(q > 0.5, rest.clamp(min=ADABOOST_MARGIN / 2).log(), (-x).log1p())
     return 0.5 * (x.log1p() - log_rest)  # Eq. (1)
 
 
 def _from_both_ends(batch: LossBatch) -> Tensor:
-    """Order rows largest, smallest, second largest, second smallest, and so on."""
-    losses = batch.losses
-    if batch.finite is not None:  # masked rows must sit at neither end
-        losses = losses.masked_fill(~batch.finite, -torch.inf)
-    descending = torch.sort(losses, descending=True, stable=True).indices
-    place = torch.arange(losses.shape[0], device=losses.device)
-    turn = torch.minimum(2 * place, 2 * (batch.count - 1 - place) + 1)
-    return torch.empty_like(losses).scatter_(0, descending, -turn.to(losses.dtype))
+    """Order rows largest, smallest, second largest, second smallest; lower indices first."""
+    turns = []
+    for sign, first in ((1, 0), (-1, 1)):
+        order = torch.sort(batch.masked(sign * batch.losses), descending=True, stable=True).indices
+        turn = torch.arange(first, 2 * order.shape[0], 2, device=order.device)
+        turns.append(torch.empty_like(order).scatter_(0, order, turn))
+    return -torch.minimum(*turns).to(batch.losses.dtype)
 
 
 METHODS: dict[str, Method] = {

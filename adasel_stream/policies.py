@@ -3,11 +3,13 @@
 A policy of your own is another `Policy`; every field is a function that can stand alone.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
 from adasel_stream import draw, importances
 from adasel_stream.adaselection import Policy, curriculum, expected_losses, picked_losses
+from adasel_stream.kernel import unbiased_by_ranks
 from adasel_stream.updates import loss_ratio, progress, variance
 
 __all__ = ["POLICIES", "paper", "resolve_policy", "unbiased"]
@@ -75,10 +77,13 @@ def unbiased(
         update=progress if update == "progress" else None,
         learn=variance if update == "variance" else None,
         floor=floor,
+        kernel=None
+        if update == "progress"
+        else partial(unbiased_by_ranks, exploration=exploration, floor=floor),
     )
 
 
-POLICIES = {"paper": paper, "unbiased": unbiased}
+POLICIES: dict[str, Callable[[], Policy]] = {"paper": paper, "unbiased": unbiased}
 """Policies by name, with their default settings when called."""
 
 

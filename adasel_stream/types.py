@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adasel_stream.ranking import average_ranks
+from adasel_stream.ranking import ascending, average_ranks
 
 __all__ = [
     "Batch",
@@ -105,19 +105,36 @@ class LossBatch:
     @cached_property
     def count(self) -> int | Tensor:
         """How many rows may be chosen: b, or a tensor of shape () when rows are masked."""
-        return self.losses.shape[0] if self.finite is None else self.finite.sum()
+        if self.finite is None:
+            return self.losses.shape[0]
+        return self.finite.sum(dtype=self.losses.dtype)
+
+    @cached_property
+    def order(self) -> Tensor:
+        """Rows by ascending loss, masked ones first, shape (b,); sorted once."""
+        return ascending(self.masked(self.losses))
 
     @cached_property
     def ranks(self) -> Tensor:
-        """Average ranks of the finite losses, 0 the smallest, shape (b,); sorted once."""
-        return self.rank(self.losses)
+        """Average ranks of the losses that may be chosen, 0 the smallest, shape (b,)."""
+        return self._ranks(self.losses, self.order)
 
-    def rank(self, values: Tensor) -> Tensor:
-        """Rank any per-row values among the rows that may be chosen, shape (b,)."""
-        if self.finite is None:
-            return average_ranks(values)
-        masked = values.shape[0] - self.count
-        return average_ranks(values.masked_fill(~self.finite, -torch.inf)) - masked
+    def rank(self, values: Tensor, *, follows_losses: bool = False) -> Tensor:
+        """Rank any per-row values among the rows that may be chosen, shape (b,).
+
+        `follows_losses` says that the values rise and fall with the loss in a few long runs,
+        such as a distance from some loss; the sort then reuses the order of the losses.
+        """
+        near = self.order if follows_losses else None
+        return self._ranks(values, ascending(self.masked(values), near=near))
+
+    def masked(self, values: Tensor) -> Tensor:
+        """Put -inf where a row may not be chosen; `values` has rows last, shape (..., b)."""
+        return values if self.finite is None else values.masked_fill(~self.finite, -torch.inf)
+
+    def _ranks(self, values: Tensor, order: Tensor) -> Tensor:
+        ranks = average_ranks(self.masked(values), order)
+        return ranks if self.finite is None else ranks - (values.shape[0] - self.count)
 
 
 class Preference(NamedTuple):

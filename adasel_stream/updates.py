@@ -22,6 +22,9 @@ SMALLEST_LOSS = 1e-12
 LARGEST_CHANGE = 100.0
 """Bound of Eq. (3)'s relative change, so that one wild batch cannot overflow a weight."""
 
+LARGEST_FALL = 1e15
+"""Bound of a smoothed method loss's fall, whose square must stay finite in float32."""
+
 Update: TypeAlias = Callable[[State, Tensor], State]
 """From the state and the method losses of a candidate batch, (M,), to new log weights."""
 
@@ -89,7 +92,7 @@ def progress(
     before, square = state.trend
     first = before.isnan()
     mean = torch.where(first, method_losses, before + smoothing * (method_losses - before))
-    fall = torch.where(first, 0.0, before - mean)
+    fall = torch.where(first, 0.0, before - mean).clamp(-LARGEST_FALL, LARGEST_FALL)
     square = square + smoothing * (fall.square() - square)
     scale = square.mean().sqrt()
     standardised = fall / torch.where(scale > 0, scale, 1.0)
