@@ -151,14 +151,16 @@ def _logits(ranks: Floats, b: int) -> Floats:
 
 def _ties(in_order: Floats) -> tuple[Rows, Floats] | None:
     """Find the places of equal neighbours and the mean rank of each run, or None."""
-    changed = in_order[1:] != in_order[:-1]
-    if changed.all():
+    equal = (in_order[1:] == in_order[:-1]).nonzero()[0]  # to the neighbour behind; mostly few
+    if equal.size == 0:
         return None
-    starts = np.append(0, changed.nonzero()[0] + 1)
-    counts = np.diff(starts, append=in_order.size)
-    tied = counts > 1
-    ranks = np.repeat(starts[tied] + (counts[tied] - 1) / 2, counts[tied])
-    return np.repeat(tied, counts).nonzero()[0], ranks
+    opens = np.ones(equal.size, dtype=np.bool_)
+    opens[1:] = equal[1:] != equal[:-1] + 1
+    starts = equal[opens]
+    lengths = np.bincount(opens.cumsum() - 1) + 1
+    run = np.arange(starts.size).repeat(lengths)
+    place_in_run = np.arange(run.size) - (lengths.cumsum() - lengths)[run]
+    return starts[run] + place_in_run, (starts + (lengths - 1) / 2)[run]
 
 
 def _set_ties(row: Floats, places: Rows, ranks: Floats, method: Method) -> None:

@@ -1,0 +1,128 @@
+"""The page that a Prometheus server reads."""
+
+import os
+import warnings
+import weakref
+from collections.abc import Sequence
+from threading import Thread
+from types import TracebackType
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+
+from adasel_stream.metrics.collector import RunCollector
+from adasel_stream.metrics.slots import Metrics
+
+__all__ = ["Server", "serve"]
+
+
+class Server:
+    """A page of metrics that is being served, or that could not be.
+
+    Attributes:
+        port: the port it listens on; None if it could not be opened.
+    """
+
+    def __init__(
+        self,
+        collector: RunCollector,
+        registry: CollectorRegistry,
+        listening: tuple[WSGIServer, Thread] | None,
+    ) -> None:
+        """Hold what `serve` has opened."""
+        self._collector = collector
+        self._registry = registry
+        self._listening = listening
+        self.port: int | None = listening[0].server_port if listening else None
+
+    def add(self, metrics: Metrics) -> None:
+        """Show one more run on the same page.
+
+        Raises:
+            ValueError: if a run with this name and rank is shown already.
+        """
+        self._collector.add(metrics)
+
+    def __enter__(self) -> "Server":
+        """Return the server itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop serving."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and free the port; a second call does nothing."""
+        if self._listening is None:
+            return
+        httpd, thread = self._listening
+        self._listening = None
+        httpd.shutdown()
+        httpd.server_close()
+        thread.join()
+        self._registry.unregister(self._collector)
+
+
+def serve(
+    metrics: Metrics | Sequence[Metrics],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 9400,
+    registry: CollectorRegistry | None = None,
+) -> Server:
+    """Serve the metrics of one or several runs over HTTP, in a thread of its own.
+
+    One page serves a whole process; several ranks on a machine take several ports, by
+    convention 9400 + local rank. A port that cannot be opened is no reason not to train:
+    it warns and returns a server whose `port` is None.
+
+    Args:
+        metrics: runs with different names or ranks.
+        host: address to listen on. Everyone who reaches it can read the metrics, so it is
+            the loopback address unless told otherwise.
+        port: 0 to 65535; 0 takes a free one.
+        registry: where to register; a new one by default, so that neither the host
+            application's metrics nor ours appear on the other's page.
+
+    Raises:
+        ValueError: if the port is out of range, or two runs have the same name and rank.
+
+    >>> metrics = Metrics(["uniform"], sampling_rate=1, batch_size=8, policy="paper")
+    >>> with serve(metrics, port=0) as server:
+    ...     server.port > 0
+    True
+    """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be in 0..65535, got {port}")
+    collector = RunCollector([metrics] if isinstance(metrics, Metrics) else metrics)
+    registry = registry if registry is not None else CollectorRegistry(auto_describe=True)
+    try:
+        listening = start_http_server(port, addr=host, registry=registry)
+    except OSError as error:
+        warnings.warn(
+            f"metrics are not served: {host}:{port} could not be opened "
+            f"({error.strerror}); training goes on without them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return Server(collector, registry, None)
+    registry.register(collector)
+    _close_in_children(listening[0])
+    return Server(collector, registry, listening)
+
+
+def _close_in_children(httpd: WSGIServer) -> None:
+    """Keep forked loader workers from holding the port after the trainer has died."""
+    known = weakref.ref(httpd)
+
+    def close() -> None:
+        inherited = known()
+        if inherited is not None:
+            inherited.socket.close()
+
+    os.register_at_fork(after_in_child=close)

@@ -1,0 +1,299 @@
+"""What a run counts: plain numbers that the training thread adds to."""
+
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from operator import add
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from adasel_stream.metrics import reading
+from adasel_stream.metrics.collector import RunCollector
+from adasel_stream.metrics.families import (
+    FAMILIES,
+    LOSS_BOUNDS,
+    PHASES,
+    RECORD_AGE_BOUNDS_S,
+    STEP_BOUNDS_S,
+)
+from adasel_stream.metrics.histogram import Histogram
+from adasel_stream.metrics.names import checked_methods, checked_name
+from adasel_stream.metrics.phases import PhaseClock
+from adasel_stream.metrics.watching import CountsErrors, CountsLookups, Growth
+
+__all__ = ["Metrics"]
+
+
+class Metrics:
+    """Everything that one run shows, held in plain numbers.
+
+    The loader adds to the attributes; a scrape or a snapshot reads them, from any thread.
+    No object of a metrics library is touched in a step. Attributes are named as in
+    `families.FAMILIES`; the labelled ones are dicts with the declared names as keys, and
+    only declared names are ever shown.
+
+    Args:
+        methods: names of the selection methods, in the order of the arrays given to
+            `observe_selection`; 1 to 12, different, printable, at most 64 characters each.
+        run: stable name of the job, printable, 1 to 64 characters.
+        rank: rank of the process in the job, at least 0.
+        sampling_rate: target share of selected samples, in (0, 1].
+        batch_size: emitted rows per batch, at least 1.
+        policy: name of the selection policy, printable, 1 to 64 characters.
+        loss_bounds: bucket bounds of the losses, increasing; 1 to 32.
+        clock: monotonic time in seconds, for the phases.
+
+    Raises:
+        ValueError: if an argument is not as described.
+
+    >>> metrics = Metrics(["big_loss", "uniform"], sampling_rate=0.3, batch_size=128,
+    ...                   policy="unbiased")
+    >>> metrics.samples_seen += 128
+    >>> metrics.samples_dropped["decode_error"] += 1
+    >>> with metrics.phase("score"):
+    ...     pass
+    >>> metrics.snapshot()["samples_seen_total"]
+    128
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[str],
+        *,
+        run: str = "adasel",
+        rank: int = 0,
+        sampling_rate: float,
+        batch_size: int,
+        policy: str,
+        loss_bounds: Sequence[float] = LOSS_BOUNDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start every count at zero."""
+        self.methods = checked_methods(methods)
+        self.run = checked_name("run", run)
+        self.policy = checked_name("policy", policy)
+        if rank < 0 or batch_size < 1:
+            raise ValueError(
+                f"rank must be at least 0 and batch_size at least 1, got {rank} and {batch_size}"
+            )
+        if not 0 < sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be in (0, 1], got {sampling_rate}")
+        self.rank = rank
+        self.batch_size = batch_size
+        self.score_mode = "forward"
+        self.run_id = uuid.uuid4().hex[:12]
+        self._phases = PhaseClock(PHASES, idle="other", clock=clock)
+        self._growth = Growth()
+        self._record: CountsLookups | None = None
+        self._source: CountsErrors | None = None
+        self._zero_counters(loss_bounds)
+        self._unset_gauges(float(sampling_rate))
+
+    def _zero_counters(self, loss_bounds: Sequence[float]) -> None:
+        names = {family.name: family.names for family in FAMILIES}
+        self.samples_seen = 0
+        self.samples_selected = 0
+        self.samples_dropped = dict.fromkeys(names["samples_dropped"], 0)
+        self.samples_forced = dict.fromkeys(names["samples_forced"], 0)
+        self.score_rows = dict.fromkeys(names["score_rows"], 0)
+        self.policy_updates = dict.fromkeys(names["policy_updates"], 0)
+        self.method_agreed = [0.0] * len(self.methods)
+        self.record_lookups = dict.fromkeys(names["record_lookups"], 0)
+        self.record_evictions = dict.fromkeys(names["record_evictions"], 0)
+        self.record_rejected = 0
+        self.phase_seconds = self._phases.seconds
+        self.steps = 0
+        self.checkpoints = dict.fromkeys(names["checkpoints"], 0)
+        self.input_errors = dict.fromkeys(names["input_errors"], 0)
+        self.loss = {name: Histogram(loss_bounds) for name in names["loss"]}
+        self.step_seconds = Histogram(STEP_BOUNDS_S)
+        self.record_age_seconds = Histogram(RECORD_AGE_BOUNDS_S)
+
+    def _unset_gauges(self, sampling_rate: float) -> None:
+        # None and NaN until first known: shown without a sample, never as a false 0
+        self.selection_target_ratio: float = sampling_rate
+        self.selection_effective_ratio: float | None = None
+        self.selection_variance_ratio: float | None = None
+        self.method_weight_ratio = [1 / len(self.methods)] * len(self.methods)
+        self.method_loss = [math.nan] * len(self.methods)
+        self.record_entries: int | None = None
+        self.record_capacity_entries: int | None = None
+        self.record_bytes: int | None = None
+        # set from the start, so that a run that hangs before its first step is noticed too
+        self.last_step_timestamp_seconds = time.time()
+        self.last_checkpoint_timestamp_seconds: float | None = None
+        self.telemetry_lag_steps = 0
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Return a context that charges its time to a phase, exclusively; about 1 µs.
+
+        For the training thread. A phase inside another takes its time from the outer one;
+        time outside all of them is `other`, so that the phases sum to wall time.
+
+        Args:
+            name: data_wait, score, select, train, checkpoint or other.
+
+        Raises:
+            ValueError: if `name` is none of them.
+
+        >>> metrics = Metrics(["uniform"], sampling_rate=1, batch_size=8, policy="paper")
+        >>> with metrics.phase("train"), metrics.phase("checkpoint"):
+        ...     pass
+        >>> metrics.phase_seconds["checkpoint"] > 0
+        True
+        """
+        return self._phases.phase(name)
+
+    def observe_selection(
+        self,
+        seen: npt.NDArray[Any],
+        selected: npt.NDArray[Any],
+        importance_weights: npt.NDArray[Any],
+        method_weights: npt.NDArray[Any],
+        method_losses: npt.NDArray[Any],
+        method_agreed: npt.NDArray[Any],
+    ) -> None:
+        """Take over what one selection decided; it may be called some steps late.
+
+        Counts the non-finite losses in `seen` as dropped, so the caller must not. The caller
+        counts `samples_seen`, `samples_selected` and the other reasons itself.
+
+        Args:
+            seen: losses of the candidates, shape (b,), non-finite ones included.
+            selected: losses of the selected rows, shape (k,).
+            importance_weights: weights of the selected rows, shape (k,), at least 0.
+            method_weights: shape (M,), sum 1.
+            method_losses: mean loss of each method's own pick, shape (M,). An entry that is
+                not finite leaves the last known value in place.
+            method_agreed: selected rows that are in each method's own pick, shape (M,).
+
+        Raises:
+            ValueError: if a method array has another shape than (M,).
+
+        >>> metrics = Metrics(["uniform"], sampling_rate=0.5, batch_size=4, policy="paper")
+        >>> seen, one = np.array([1.0, 2.0, 3.0, np.nan]), np.ones(1)
+        >>> metrics.observe_selection(seen, seen[1:3], np.array([1.0, 3.0]), one, 2.5 * one, one)
+        >>> metrics.samples_dropped["nonfinite_loss"], metrics.selection_effective_ratio
+        (1, 0.8)
+        """
+        self.samples_dropped["nonfinite_loss"] += self.loss["seen"].add(seen)
+        self.loss["selected"].add(selected)  # what it leaves out was counted one line above
+        total = float(np.add.reduce(importance_weights))
+        squares = float(importance_weights.dot(importance_weights))
+        if squares > 0 and math.isfinite(squares):
+            self.selection_effective_ratio = total * total / (len(importance_weights) * squares)
+        # each list is replaced, never changed: a scrape sees the old one or the new one
+        self.method_weight_ratio = _finite(method_weights, self.method_weight_ratio)
+        self.method_loss = _finite(method_losses, self.method_loss)
+        agreed = _finite(method_agreed, [0.0] * len(self.methods))
+        self.method_agreed = list(map(add, self.method_agreed, agreed))
+
+    def observe_step(self, seconds: float) -> None:
+        """Count one training step of `seconds` and charge the phase that runs.
+
+        >>> metrics = Metrics(["uniform"], sampling_rate=1, batch_size=8, policy="paper")
+        >>> metrics.observe_step(0.05)
+        >>> metrics.steps, metrics.step_seconds.count
+        (1, 1)
+        """
+        self.steps += 1
+        self.step_seconds.observe(seconds)
+        self.last_step_timestamp_seconds = time.time()
+        self._phases.settle()
+
+    def observe_checkpoint(self, result: str = "success") -> None:
+        """Count a checkpoint that is complete, or that failed.
+
+        Args:
+            result: success or failure.
+
+        Raises:
+            ValueError: if `result` is neither.
+
+        >>> metrics = Metrics(["uniform"], sampling_rate=1, batch_size=8, policy="paper")
+        >>> metrics.observe_checkpoint()
+        >>> metrics.checkpoints
+        {'success': 1, 'failure': 0}
+        """
+        if result not in self.checkpoints:
+            raise ValueError(f"result must be success or failure, got {result!r}")
+        self.checkpoints[result] += 1
+        if result == "success":
+            self.last_checkpoint_timestamp_seconds = time.time()
+
+    def observe_record_ages(self, ages_s: npt.NDArray[Any]) -> None:
+        """Count the ages of recorded losses that were reused, shape (n,), in seconds."""
+        self.record_age_seconds.add(ages_s)
+
+    def watch(
+        self, *, record: CountsLookups | None = None, source: CountsErrors | None = None
+    ) -> None:
+        """Read `record` and `source` at every snapshot and scrape from now on."""
+        self._record = record if record is not None else self._record
+        self._source = source if source is not None else self._source
+
+    def refresh(self) -> None:
+        """Read what `watch` was given."""
+        if self._record is not None:
+            self.observe_record(self._record)
+        if self._source is not None:
+            self.observe_input(self._source)
+
+    def observe_record(self, record: CountsLookups) -> None:
+        """Read a record's counts and size; for snapshots and scrapes, not for steps."""
+        with self._growth.lock:
+            counts, grown = record.counts, self._growth.of
+            for name, key in (("hit", "hits"), ("miss", "misses"), ("stale", "stale")):
+                self.record_lookups[name] += grown(f"record.{key}", counts[key])
+            self.record_evictions["capacity"] += grown("record.evicted", counts["evicted"])
+            self.record_evictions["collision"] += grown("record.dropped", counts["dropped"])
+            self.record_rejected += grown("record.rejected", counts["rejected"])
+            self.record_entries = len(record)
+            self.record_capacity_entries = record.capacity
+            self.record_bytes = record.record_bytes
+
+    def observe_input(self, source: CountsErrors) -> None:
+        """Read what a source left out or repeated; for snapshots and scrapes, not for steps."""
+        with self._growth.lock:
+            counts, grown = source.counts, self._growth.of
+            kinds = {"sample": "skipped_samples", "shard": "skipped_shards", "retry": "retries"}
+            for kind, key in kinds.items():
+                self.input_errors[kind] += grown(f"input.{key}", counts.get(key, 0))
+
+    def collector(self) -> RunCollector:
+        """Return a collector of this run alone, for a registry of the caller's own."""
+        return RunCollector([self])
+
+    def snapshot(self) -> dict[str, Any]:
+        """Describe every family in values that JSON can hold; unknown ones are None."""
+        return reading.snapshot(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe all counters and histograms, so that they go on after a resume."""
+        return {**reading.saved(self), "read": dict(self._growth.last)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue counting from `state`.
+
+        Names that are no longer declared are left out, and a histogram with other bounds
+        starts from zero: a change of methods or bounds must not stop a resume.
+
+        Raises:
+            ValueError: if `state` is not from `state_dict` of this version.
+        """
+        reading.restore(self, state)
+        self._growth.last = dict(state.get("read", {}))
+
+
+def _finite(new: npt.NDArray[Any], old: list[float]) -> list[float]:
+    """Return `new` as numbers, with `old` ones in place of those that are not finite."""
+    if new.shape != (len(old),):
+        raise ValueError(f"method arrays must have shape ({len(old)},), got {new.shape}")
+    values: list[float] = new.tolist()
+    if math.isfinite(sum(values)):
+        return values
+    return [one if math.isfinite(one) else other for one, other in zip(values, old, strict=True)]
