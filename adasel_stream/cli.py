@@ -1,0 +1,179 @@
+"""The command `adasel-stream`: the demo, and reports of run logs."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+from adasel_stream.demo.job import Settings, run
+from adasel_stream.demo.screen import open_screen
+from adasel_stream.demo.shards import Format
+from adasel_stream.demo.summary import HEADERS, Summary, row
+from adasel_stream.errors import AdaselError
+from adasel_stream.report import Tile, render_report, run_sections
+from adasel_stream.runlog import effective_records, read_run_log
+
+__all__ = ["main"]
+
+INTERRUPTED = 130
+"""Exit code of a process that ended by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code.
+
+    Args:
+        arguments: what follows the command's name; those of the process by default.
+
+    Returns:
+        0; 1 after a failure, which is told in a sentence on standard error; 2 for wrong
+        arguments; 128 and the signal after a stop.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "run.jsonl").write_text("")
+    ...     main(["report", f"{folder}/run.jsonl", "--out", f"{folder}/report.html"])
+    1
+    """
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        return int(chosen.run(chosen))
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
+    except (AdaselError, OSError) as error:
+        print(f"adasel-stream: {_sentence(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("adasel-stream: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="adasel-stream", description="Adaptive selection of training samples from a stream."
+    )
+    parser.add_argument("--version", action="version", version=version("adasel-stream"))
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="learn from a year of flights which will be late, selecting and not selecting",
+        description=(
+            "Train the same network on a year of flights, in order of departure, three ways: on "
+            "what AdaSelection selects, on as many flights taken evenly, and on all of them. "
+            "Writes run logs and report.html. Ctrl-C leaves a snapshot, and the same command "
+            "goes on from it."
+        ),
+    )
+    default = Settings()
+    demo.add_argument("--out", type=Path, default=default.out, help="folder for the results")
+    demo.add_argument("--data", type=Path, help="folder for the prepared flights; in --out if not given")
+    demo.add_argument("--rows", type=int, help="flights to use, the first of the year; all if not given")
+    demo.add_argument(
+        "--rate", type=float, default=default.sampling_rate, help="share of flights to train on"
+    )
+    demo.add_argument("--seed", type=int, default=default.seed, help="of first weights and draws")
+    demo.add_argument(
+        "--format", choices=get_args(Format), default=default.format, help="kind of shard to read"
+    )
+    demo.add_argument(
+        "--port", type=int, default=default.port, help="of the live metrics; 0 takes a free one"
+    )
+    demo.add_argument("--fresh", action="store_true", help="start over, whatever snapshot is there")
+    demo.set_defaults(run=_demo)
+
+
+def _add_report(commands: Any) -> None:
+    report = commands.add_parser(
+        "report",
+        help="draw run logs as one HTML page",
+        description="Draw one or several run logs as one HTML page that needs no network.",
+    )
+    report.add_argument("logs", nargs="+", type=Path, metavar="RUN.jsonl", help="run logs")
+    report.add_argument("--out", type=Path, default=Path("report.html"), help="page to write")
+    report.set_defaults(run=_report)
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    try:
+        settings = Settings(
+            out=chosen.out,
+            data=chosen.data,
+            rows=chosen.rows,
+            sampling_rate=chosen.rate,
+            seed=chosen.seed,
+            format=chosen.format,
+            port=chosen.port,
+            fresh=chosen.fresh,
+        )
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from error
+    screen = open_screen()
+    try:
+        outcome = run(settings, screen)
+    finally:
+        screen.close()
+    if outcome.summary is not None:
+        _print_result(outcome.summary, settings.out)
+    return outcome.exit_code
+
+
+def _print_result(summary: Summary, out: Path) -> None:
+    rows = [HEADERS, *(row(summary, name) for name in summary.figures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for cells in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        print("  ".join([cells[0].ljust(widths[0]), *numbers]))
+    logs = ", ".join(f"{name}.jsonl" for name in summary.figures)
+    print(f"\n{summary.verdict}\n{summary.cost}\n\nreport:   {out / 'report.html'}")
+    print(f"numbers:  {out / 'summary.json'}\nrun logs: {logs}, all in {out}")
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    arms: dict[str, list[dict[str, Any]]] = {}
+    damaged = 0
+    for log in chosen.logs:
+        held = read_run_log(log)
+        damaged += held.damaged
+        arms[_name(log, arms)] = held.records
+    last = {name: kept[-1] for name, records in arms.items() if (kept := effective_records(records))}
+    if not last:
+        raise AdaselError("the run logs hold no records; is a run under way that wrote none yet?")
+    render_report(
+        chosen.out,
+        title=", ".join(last),
+        verdict=" ".join(_told(name, record) for name, record in last.items()),
+        tiles=[Tile(name, f"{_saved_s(record):,.0f} s", "saved, estimated") for name, record in last.items()],
+        sections=run_sections(arms),
+    )
+    print(f"report: {chosen.out}" + (f" ({damaged} damaged lines were left out)" if damaged else ""))
+    return 0
+
+
+def _name(log: Path, taken: Mapping[str, object]) -> str:
+    return str(log) if log.stem in taken else log.stem
+
+
+def _told(name: str, record: Mapping[str, Any]) -> str:
+    seen, selected = record["samples_seen_total"], record["samples_selected_total"]
+    return f"{name} trained on {selected:,} of {seen:,} samples ({selected / max(seen, 1):.1%})."
+
+
+def _saved_s(record: Mapping[str, Any]) -> float:
+    """Estimate the seconds that selection saved, the cost of training linear in samples."""
+    spent = record["phase_seconds_total"]
+    ratio = record["samples_seen_total"] / max(record["samples_selected_total"], 1)
+    return float(spent["train"] * (ratio - 1) - spent["score"] - spent["select"])
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,333 @@
+"""The contestants: the same network on the same stream, trained on different parts of it."""
+
+import contextlib
+import io
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Adam
+
+from adasel_stream.costs import BACKWARD_FORWARDS
+from adasel_stream.demo.model import DelayNet, Inputs, inputs, losses_of
+from adasel_stream.demo.progressive import Progressive
+from adasel_stream.demo.stopwatch import Stopwatch
+from adasel_stream.loader import SelectingLoader
+from adasel_stream.methods import DEFAULT_METHODS
+from adasel_stream.metrics import Metrics
+from adasel_stream.types import Batch, Source
+
+__all__ = [
+    "ADASELECTION",
+    "BATCH_SIZE",
+    "FULL",
+    "LEARNING_RATE",
+    "SAME_COST",
+    "UNIFORM",
+    "Arm",
+    "FullArm",
+    "Learner",
+    "SelectingArm",
+    "candidates_for",
+    "make_arms",
+]
+
+BATCH_SIZE = 64
+"""Samples of one update, for every arm."""
+
+ADASELECTION, UNIFORM, SAME_COST, FULL = "adaselection", "uniform", "uniform_same_cost", "full"
+"""Names of the arms."""
+
+LEARNING_RATE = 1e-3
+"""For every arm; the best of 5e-4, 1e-3 and 2e-3 for the uniform arm."""
+
+
+class Learner:
+    """A network, its optimizer, and what it predicted before it was trained.
+
+    Args:
+        sizes: how many values each code can take.
+        rows: samples of the stream.
+        seed: of the first weights.
+    """
+
+    def __init__(self, sizes: Sequence[int], rows: int, seed: int) -> None:
+        """Start untrained."""
+        self.network = DelayNet(sizes, seed=seed)
+        self.progressive = Progressive(rows)
+        self.updates = 0
+        self._optimizer = Adam(self.network.parameters(), lr=LEARNING_RATE)
+
+    def score(self, batch: Batch) -> Tensor:
+        """Give the losses of samples that come for the first time, shape (b,), and keep them."""
+        flights = inputs(batch)
+        logits = self.network(flights)
+        losses = losses_of(logits, flights)
+        self.progressive.add(losses.detach(), logits.detach(), flights.late)
+        return losses
+
+    def losses(self, flights: Inputs) -> Tensor:
+        """Give the losses of samples to train on, shape (b,), with gradient."""
+        return losses_of(self.network(flights), flights)
+
+    def update(self, loss: Tensor) -> None:
+        """Make one step down the gradient of `loss`, shape ()."""
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self.updates += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe weights, optimizer and predictions."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "progressive": self.progressive.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.progressive.load_state_dict(state["progressive"])
+        self.updates = int(state["updates"])
+
+
+class Arm(Protocol):
+    """One contestant.
+
+    Attributes:
+        name: shown to the user, and the `run` of its metrics.
+        learner: what it trains.
+        metrics: what it counts; its phases hold this arm's own seconds.
+        scores_to_select: whether scoring is part of the method, and so of its cost; where it is
+            not, samples are scored for the progressive loss only.
+    """
+
+    name: str
+    learner: Learner
+    metrics: Metrics
+    scores_to_select: bool
+
+    def advance(self, until: float) -> None:
+        """Train until `until` samples were scored, or to the end of the stream."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe everything, between two calls of `advance`."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`; before the first `advance`."""
+        ...
+
+
+class SelectingArm:
+    """Train on what a `SelectingLoader` chooses.
+
+    Args:
+        name: shown to the user.
+        source: candidate batches.
+        learner: what to train.
+        methods: selection methods.
+        sampling_rate: share of candidates to train on, in (0, 1].
+        scores_to_select: see `Arm`.
+        seed: of the selection.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        learner: Learner,
+        *,
+        methods: Sequence[str],
+        sampling_rate: float,
+        scores_to_select: bool,
+        seed: int,
+    ) -> None:
+        """Start at the beginning of the stream."""
+        self.name = name
+        self.learner = learner
+        self.scores_to_select = scores_to_select
+        self._watch = Stopwatch()
+        self.metrics = Metrics(
+            methods,
+            run=name,
+            sampling_rate=sampling_rate,
+            batch_size=BATCH_SIZE,
+            policy="unbiased",
+            clock=self._watch,
+        )
+        self.loader = SelectingLoader(
+            source,
+            score=learner.score,
+            model=learner.network,
+            sampling_rate=sampling_rate,
+            policy="unbiased",
+            methods=methods,
+            batch_size=BATCH_SIZE,
+            seed=seed,
+            metrics=self.metrics,
+        )
+        self._batches: Iterator[Batch] | None = None
+
+    def advance(self, until: float) -> None:
+        """Train until `until` samples were scored, or to the end of the stream."""
+        with self._watch:
+            for batch in self._rest():
+                losses = self.learner.losses(inputs(batch))
+                self.learner.update(self.loader.mean(losses))
+                if self.learner.progressive.seen >= until:
+                    return
+
+    def _rest(self) -> Iterator[Batch]:
+        """Give the batches that are still to come."""
+        if self._batches is not None:
+            return self._batches
+        self._batches = iter(self.loader)
+        if self.scores_to_select:
+            return self._batches
+        # what the loader says of its cost before its first batch is not true of this arm, which
+        # is scored for the progressive loss only
+        with contextlib.redirect_stderr(io.StringIO()):
+            first = list(itertools.islice(self._batches, 1))
+        return itertools.chain(first, self._batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe loader and learner."""
+        return {"loader": self.loader.state_dict(), "learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.loader.load_state_dict(state["loader"])
+        self.learner.load_state_dict(state["learner"])
+
+
+class FullArm:
+    """Train on everything, without this package's loader: the ceiling.
+
+    Args:
+        name: shown to the user.
+        source: batches, with `state_dict`.
+        learner: what to train.
+    """
+
+    scores_to_select = False
+
+    def __init__(self, name: str, source: Any, learner: Learner) -> None:
+        """Start at the beginning of the stream."""
+        self.name = name
+        self.learner = learner
+        self._source = source
+        self._watch = Stopwatch()
+        self.metrics = Metrics(
+            ["everything"],
+            run=name,
+            sampling_rate=1,
+            batch_size=BATCH_SIZE,
+            policy="none",
+            clock=self._watch,
+        )
+        self._batches: Iterator[Batch] | None = None
+
+    def advance(self, until: float) -> None:
+        """Train until `until` samples were scored, or to the end of the stream."""
+        with self._watch:
+            if self._batches is None:
+                self._batches = iter(self._source)
+            while self.learner.progressive.seen < until:
+                with self.metrics.phase("data_wait"):
+                    batch = next(self._batches, None)
+                if batch is None:
+                    return
+                self._train(batch)
+
+    def _train(self, batch: Batch) -> None:
+        with self.metrics.phase("score"), torch.no_grad():
+            losses = self.learner.score(batch)
+        for part in _parts(inputs(batch)):
+            start = self._watch()
+            with self.metrics.phase("train"):
+                self.learner.update(self.learner.losses(part).mean())
+            self.metrics.observe_step(self._watch() - start)
+        self.metrics.samples_seen += len(losses)
+        self.metrics.samples_selected += len(losses)
+        one, seen = np.ones(1), losses.numpy()
+        self.metrics.observe_selection(seen, seen, np.ones(len(seen)), one, seen.mean() * one, one)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe position, learner and counts."""
+        return {
+            "source": self._source.state_dict(),
+            "learner": self.learner.state_dict(),
+            "metrics": self.metrics.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self._source.load_state_dict(state["source"])
+        self.learner.load_state_dict(state["learner"])
+        self.metrics.load_state_dict(state["metrics"])
+
+
+def _parts(flights: Inputs) -> Iterator[Inputs]:
+    for parts in zip(*(column.split(BATCH_SIZE) for column in flights), strict=True):
+        yield Inputs(*parts)
+
+
+def make_arms(
+    new_source: Callable[[int], Any],
+    sizes: Sequence[int],
+    rows: int,
+    *,
+    sampling_rate: float,
+    seed: int,
+) -> list[Arm]:
+    """Make all contestants, equal but for what they train on.
+
+    Args:
+        new_source: opens the stream in batches of a given size, with `state_dict`.
+        sizes: how many values each code can take.
+        rows: samples of the stream.
+        sampling_rate: share that AdaSelection and uniform train on, in (0, 1].
+        seed: of first weights, the same for all, and of selection.
+
+    Returns:
+        AdaSelection; uniform at the same rate and so with as many updates; uniform with as many
+        forward and backward passes as AdaSelection needs, scoring included; everything.
+    """
+    candidates = candidates_for(sampling_rate)
+    same_cost = min(1.0, sampling_rate + 1 / (1 + BACKWARD_FORWARDS))
+    plans = (
+        (ADASELECTION, DEFAULT_METHODS, sampling_rate),
+        (UNIFORM, ("uniform",), sampling_rate),
+        (SAME_COST, ("uniform",), same_cost),
+    )
+    arms: list[Arm] = [
+        SelectingArm(
+            name,
+            new_source(candidates),
+            Learner(sizes, rows, seed),
+            methods=methods,
+            sampling_rate=rate,
+            scores_to_select=name == ADASELECTION,
+            seed=seed,
+        )
+        for name, methods, rate in plans
+    ]
+    return [*arms, FullArm(FULL, new_source(candidates), Learner(sizes, rows, seed))]
+
+
+def candidates_for(sampling_rate: float) -> int:
+    """Give the size of candidate batch of which one update's samples are selected.
+
+    >>> candidates_for(0.2)
+    320
+    """
+    return round(BATCH_SIZE / sampling_rate)

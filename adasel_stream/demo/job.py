@@ -1,0 +1,265 @@
+"""The main job: all arms through the stream, in turns, watched, logged, and safe to stop."""
+
+import fcntl
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adasel_connectors.parquet import ParquetSource
+from adasel_connectors.tar import TarSource
+from adasel_stream.demo import snapshot
+from adasel_stream.demo.arms import Arm, candidates_for, make_arms
+from adasel_stream.demo.report import write_report
+from adasel_stream.demo.screen import Screen
+from adasel_stream.demo.shards import COLUMNS, Format, Prepared, prepare
+from adasel_stream.demo.stop import Stop
+from adasel_stream.demo.summary import Summary, summarise
+from adasel_stream.errors import AdaselError, ShardError
+from adasel_stream.metrics import serve
+from adasel_stream.runlog import RunLog
+
+__all__ = ["Outcome", "Settings", "run"]
+
+_SAVE_EVERY_S = 15.0
+_TURNS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user can choose.
+
+    Attributes:
+        out: folder for everything that the run writes.
+        data: folder for the prepared shards, or None for one in `out`.
+        rows: how many flights, the first of the year; None for all.
+        sampling_rate: share that AdaSelection and uniform train on, in (0, 1].
+        seed: of first weights and selection, at least 0.
+        format: kind of shard to read.
+        port: of the live metrics; 0 for a free one.
+        fresh: whether to start over although a snapshot is there.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    out: Path = Path("demo-run")
+    data: Path | None = None
+    rows: int | None = None
+    sampling_rate: float = 0.2
+    seed: int = 0
+    format: Format = "parquet"
+    port: int = 9400
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if not 0 < self.sampling_rate <= 1:
+            raise ValueError(f"rate must be in (0, 1], got {self.sampling_rate}")
+        if self.rows is not None and self.rows < 1:
+            raise ValueError(f"rows must be at least 1, got {self.rows}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be in 0..65535, got {self.port}")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        exit_code: 0, or 128 and the signal that stopped it.
+        summary: the result, or None if it was stopped before the end of the stream.
+    """
+
+    exit_code: int
+    summary: Summary | None
+
+
+def run(settings: Settings, screen: Screen) -> Outcome:
+    """Prepare the stream, train all arms on it, and write the report.
+
+    A signal that asks to stop leaves a snapshot; the same call goes on from there and comes to
+    the same numbers as a run that was never stopped.
+
+    Raises:
+        AdaselError: the data, a shard or the snapshot cannot be used; the message says what to do.
+        OSError: a file cannot be written.
+    """
+    settings.out.mkdir(parents=True, exist_ok=True)
+    with _alone(settings.out), _one_thread():
+        prepared = prepare(settings.data or settings.out / "data", settings.rows, screen.busy)
+        _tell_data(prepared, screen)
+        job = _Job(settings, prepared, screen)
+        return job.run()
+
+
+class _Job:
+    def __init__(self, settings: Settings, prepared: Prepared, screen: Screen) -> None:
+        self._settings = settings
+        self._prepared = prepared
+        self._screen = screen
+        self._path = settings.out / "snapshot.ckpt"
+        self._arms = make_arms(
+            self._source,
+            prepared.sizes,
+            prepared.rows,
+            sampling_rate=settings.sampling_rate,
+            seed=settings.seed,
+        )
+        self._fixed = {
+            "rows": prepared.rows,
+            "rate": settings.sampling_rate,
+            "seed": settings.seed,
+            "format": settings.format,
+            "data": prepared.facts["source"]["sha256"],
+            "torch": str(torch.__version__),
+        }
+        self._elapsed_s = 0.0
+        self._saved = time.monotonic()
+
+    def run(self) -> Outcome:
+        started = time.monotonic() - self._begin()
+        with ExitStack() as stack:
+            logs = [stack.enter_context(RunLog(self._log(arm), every_s=0)) for arm in self._arms]
+            server = serve([arm.metrics for arm in self._arms], port=self._settings.port)
+            stack.callback(server.close)
+            if server.port is not None:
+                self._screen.say(f"live metrics: http://127.0.0.1:{server.port}/metrics")
+            stop = stack.enter_context(Stop())
+            for until in self._turns():
+                self._turn(until, logs)
+                self._elapsed_s = time.monotonic() - started
+                if stop.asked and until < math.inf:
+                    self._stopped()
+                    return Outcome(stop.exit_code, None)
+                if time.monotonic() - self._saved > _SAVE_EVERY_S:
+                    self._save()
+        return Outcome(0, self._finish())
+
+    def _begin(self) -> float:
+        """Go on from the snapshot or start over; return the seconds that were spent before."""
+        if not self._settings.fresh:
+            spent = snapshot.restore(self._path, self._fixed, self._arms)
+            if spent is not None:
+                seen = self._arms[0].learner.progressive.seen
+                self._screen.say(f"going on from {self._path}, after {seen:,} flights")
+                return spent
+        for name in ("report.html", "summary.json", self._path.name):
+            (self._settings.out / name).unlink(missing_ok=True)
+        for arm in self._arms:
+            self._log(arm).unlink(missing_ok=True)
+        return 0.0
+
+    def _source(self, batch_size: int) -> ParquetSource | TarSource:
+        shards = self._prepared.shards(self._settings.format)
+        manifest = shards / "manifest.json"
+        if self._settings.format == "tar":
+            return TarSource(
+                shards, extensions=("npy",), batch_size=batch_size, manifest=manifest
+            )
+        return ParquetSource(shards, columns=COLUMNS, batch_size=batch_size, manifest=manifest)
+
+    def _turns(self) -> Iterator[float]:
+        """Say up to which sample each turn goes; the last one goes to the end of the stream."""
+        rows = self._prepared.rows
+        batch = candidates_for(self._settings.sampling_rate)
+        step = batch * max(1, rows // (batch * _TURNS))
+        begun = self._arms[0].learner.progressive.seen
+        # a turn never ends inside the last batch: its rows would wait with nothing to follow
+        yield from range(begun + step, rows - batch, step)
+        yield math.inf
+
+    def _turn(self, until: float, logs: Sequence[RunLog]) -> None:
+        for arm, log in zip(self._arms, logs, strict=True):
+            try:
+                arm.advance(until)
+            except AdaselError as error:
+                raise _explained(error, self._prepared) from error
+            log.write(arm.metrics.snapshot(), force=True)
+        self._screen.show(self._arms[0].learner.progressive.seen, self._prepared.rows, self._arms)
+
+    def _stopped(self) -> None:
+        self._save()
+        seen = self._arms[0].learner.progressive.seen
+        self._screen.say(
+            f"stopped after {seen:,} of {self._prepared.rows:,} flights; everything is in "
+            f"{self._path}. Run the same command again to go on from there"
+        )
+
+    def _save(self) -> None:
+        snapshot.save(self._path, self._fixed, self._arms, self._elapsed_s)
+        self._saved = time.monotonic()
+
+    def _finish(self) -> Summary:
+        summary = summarise(self._arms, self._prepared.rows)
+        out = self._settings.out
+        numbers = {**summary.numbers(), "elapsed_s": self._elapsed_s, "settings": self._fixed}
+        (out / "summary.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
+        write_report(
+            out / "report.html",
+            summary,
+            {arm.name: arm.learner.progressive for arm in self._arms},
+            {arm.name: self._log(arm) for arm in self._arms},
+            self._prepared.facts,
+            self._elapsed_s,
+        )
+        self._path.unlink(missing_ok=True)
+        return summary
+
+    def _log(self, arm: Arm) -> Path:
+        return self._settings.out / f"{arm.name}.jsonl"
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder."""
+    lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise AdaselError(
+                f"another run is under way in {out}; wait for it, or choose another --out"
+            ) from error
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute in one thread, so that arms are timed alike and sums come out alike anywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _tell_data(prepared: Prepared, screen: Screen) -> None:
+    facts: dict[str, Any] = prepared.facts
+    screen.say(
+        f"{prepared.rows:,} flights in order of departure, in {prepared.folder} "
+        f"({facts['dropped']['never_arrived']:,} of {facts['flights_in_source']:,} never arrived "
+        "and have no label)"
+    )
+
+
+def _explained(error: AdaselError, prepared: Prepared) -> AdaselError:
+    """Say what to do about a damaged shard, which a loader wraps into its own error."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ShardError):
+        cause = cause.__cause__
+    if cause is None:
+        return error
+    return ShardError(f"{cause}. Remove {prepared.folder} and run again: it is written anew")

@@ -1,0 +1,158 @@
+"""The page that a finished run leaves."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adasel_stream.charts import Series, line_chart
+from adasel_stream.demo.arms import ADASELECTION, BATCH_SIZE, FULL, LEARNING_RATE, SAME_COST, UNIFORM
+from adasel_stream.demo.progressive import BLOCKS, Progressive
+from adasel_stream.demo.summary import HEADERS, Summary, row
+from adasel_stream.report import Section, Tile, render_report, run_sections, table
+from adasel_stream.runlog import read_run_log
+
+__all__ = ["write_report"]
+
+_X_LABEL = "flights seen"
+
+
+def write_report(
+    path: Path,
+    summary: Summary,
+    progressive: Mapping[str, Progressive],
+    logs: Mapping[str, Path],
+    facts: Mapping[str, Any],
+    elapsed_s: float,
+) -> None:
+    """Write `report.html`: verdict, figures, charts and where they come from.
+
+    Args:
+        path: file to write.
+        summary: the result.
+        progressive: losses of each arm, by name.
+        logs: run log of each arm, by name.
+        facts: what is known of the data.
+        elapsed_s: wall time of the run, in seconds.
+
+    Raises:
+        OSError: a log cannot be read or the file not be written.
+    """
+    records = {name: read_run_log(log).records for name, log in logs.items()}
+    render_report(
+        path,
+        title="Which flights will be late?",
+        subtitle=(
+            f"{summary.rows:,} flights out of New York in 2013, in order of departure; the same "
+            "network trained on different parts of the stream"
+        ),
+        verdict=summary.verdict,
+        tiles=_tiles(summary),
+        sections=[
+            _figures(summary),
+            _differences(summary),
+            _calibration(progressive, summary.rows),
+            *run_sections(records),
+            _data(facts),
+        ],
+        facts=_facts(facts, elapsed_s),
+    )
+
+
+def _tiles(summary: Summary) -> list[Tile]:
+    ours, uniform = summary.figures[ADASELECTION], summary.figures[UNIFORM]
+    difference = summary.against[UNIFORM]
+    saved = 1 - summary.share_of_full(ADASELECTION, measured=True)
+    expected = 1 - summary.share_of_full(ADASELECTION, measured=False)
+    return [
+        Tile("AdaSelection's loss", f"{ours.loss:.4f}", f"uniform {uniform.loss:.4f}"),
+        Tile(
+            "minus uniform's", f"{difference.mean:+.4f}", f"± {2 * difference.error:.4f} (2 s.e.)"
+        ),
+        Tile("seconds saved of full", f"{saved:.0%}", f"by arithmetic {expected:.0%}"),
+        Tile("predicted / actual", f"{ours.calibration:.3f}", "1 is right"),
+        Tile("trained on", f"{ours.trained / summary.rows:.1%}", f"{ours.trained:,} flights"),
+    ]
+
+
+def _figures(summary: Summary) -> Section:
+    extra = summary.figures[UNIFORM].accounting_s
+    words = (
+        f"{summary.cost} Passes are forward passes of one flight, a backward pass counted as two. "
+        f"{ADASELECTION} and {UNIFORM} make the same number of updates; {SAME_COST} makes as many "
+        f"as {ADASELECTION}'s passes would pay for if nothing had to be scored; {FULL} trains on "
+        "everything and shows the ceiling.\n\n"
+        "Only AdaSelection has to score flights to choose among them. The others are scored for "
+        f"this comparison alone, which is not counted as their cost ({UNIFORM}: {extra:.1f} s "
+        "more). One learning rate serves all; it was chosen for uniform."
+    )
+    rows = [row(summary, name) for name in summary.figures]
+    return Section("What came out?", words, (table(HEADERS, rows),))
+
+
+def _differences(summary: Summary) -> Section:
+    x = _middles(summary.rows)
+    lines = [
+        Series(f"minus {name}", x, one.blocks.tolist()) for name, one in summary.against.items()
+    ]
+    chart = line_chart(
+        lines,
+        label="difference of AdaSelection's loss to that of each other arm, by block",
+        x_label=_X_LABEL,
+        y_label="AdaSelection's loss minus the other's",
+        reference=(0.0, "no difference"),
+    )
+    words = (
+        f"The stream is cut into {BLOCKS} blocks. Below zero AdaSelection did better. The standard "
+        "error is that of the mean over blocks: it tells how much another year would change, "
+        "and is no repetition with other seeds."
+    )
+    return Section("Was it better all along?", words, (chart,))
+
+
+def _calibration(progressive: Mapping[str, Progressive], rows: int) -> Section:
+    x = _middles(rows)
+    lines = [Series(name, x, one.calibrations.tolist()) for name, one in progressive.items()]
+    chart = line_chart(
+        lines,
+        label="predicted by actual rate of late flights, by arm and block",
+        x_label=_X_LABEL,
+        y_label="predicted / actual rate of late flights",
+        reference=(1.0, "right"),
+    )
+    words = (
+        "The weights of the selected flights keep the predicted rate true although hard ones are "
+        "selected more often. Weeks that differ from those before push all arms off alike."
+    )
+    return Section("Are its predictions calibrated?", words, (chart,))
+
+
+def _data(facts: Mapping[str, Any]) -> Section:
+    source = facts["source"]
+    words = (
+        f"{source['package']} {source['version']} from PyPI, licence {source['licence']} as its "
+        f"metadata says. Of {facts['flights_in_source']:,} flights "
+        f"{facts['dropped']['never_arrived']:,} were cancelled or diverted; nobody knows how late "
+        f"they would have been, so they are left out. Of the others "
+        f"{facts['without_weather']:,} have no weather report for their hour.\n\n"
+        "The network sees what the timetable and the weather of the hour say, never the delay at "
+        "departure. Every flight is scored before the network is trained on it. A flight's "
+        "outcome counts as known at once; in operation it arrives some hours later."
+    )
+    return Section("What is the data?", words)
+
+
+def _facts(facts: Mapping[str, Any], elapsed_s: float) -> dict[str, str]:
+    return {
+        "samples of an update": str(BATCH_SIZE),
+        "optimizer": f"Adam, learning rate {LEARNING_RATE:g}",
+        "policy": "unbiased",
+        "data": f"{facts['source']['package']} {facts['source']['version']}",
+        "wall time": f"{elapsed_s:.0f} s",
+    }
+
+
+def _middles(rows: int) -> list[float]:
+    edges = np.arange(BLOCKS + 1) * rows / BLOCKS
+    return ((edges[:-1] + edges[1:]) / 2).tolist()

@@ -1,0 +1,59 @@
+"""Signals that ask a run to stop: it goes on to a point where it can be saved."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+__all__ = ["Stop"]
+
+
+class Stop:
+    """Notice SIGINT and SIGTERM inside a `with` block instead of dying of them.
+
+    The second signal acts as it would have without this, for those who cannot wait.
+
+    >>> with Stop() as stop:
+    ...     signal.raise_signal(signal.SIGINT)
+    ...     stop.asked, stop.exit_code
+    (True, 130)
+    """
+
+    def __init__(self) -> None:
+        """Nothing was asked yet."""
+        self._signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._signal is not None
+
+    @property
+    def exit_code(self) -> int:
+        """What a process that ends by the signal returns: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 0 if self._signal is None else 128 + self._signal
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self._signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def __enter__(self) -> "Stop":
+        """Take the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give them back."""
+        self._restore()

@@ -1,0 +1,41 @@
+"""Time of one contestant alone, while several take turns in one thread."""
+
+import time
+from types import TracebackType
+
+__all__ = ["Stopwatch"]
+
+
+class Stopwatch:
+    """A clock that stands still outside its `with` blocks.
+
+    >>> watch = Stopwatch()
+    >>> before = watch()
+    >>> with watch:
+    ...     watch() > before
+    True
+    """
+
+    def __init__(self) -> None:
+        """Stand at zero."""
+        self._held = 0.0
+        self._since: float | None = None
+
+    def __call__(self) -> float:
+        """Give the seconds that it ran so far."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return self._held + running
+
+    def __enter__(self) -> None:
+        """Run."""
+        self._since = time.perf_counter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stand still."""
+        self._held = self()
+        self._since = None

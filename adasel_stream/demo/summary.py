@@ -1,0 +1,156 @@
+"""What came out: figures of each arm, differences with their errors, and a verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from adasel_stream.costs import BACKWARD_FORWARDS
+from adasel_stream.demo.arms import ADASELECTION, FULL, SAME_COST, UNIFORM, Arm
+from adasel_stream.demo.progressive import BLOCKS, Difference, paired_difference
+
+__all__ = ["HEADERS", "Figures", "Summary", "row", "summarise"]
+
+_SAYS = {
+    "better": "does better than",
+    "worse": "does worse than",
+    "not distinguishable": "cannot be told apart from",
+}
+
+HEADERS = ("arm", "loss", "predicted/actual", "AUC", "updates", "passes", "of full", "seconds")
+"""Columns of the table that `row` fills."""
+
+
+class Figures(NamedTuple):
+    """What one arm came to.
+
+    Attributes:
+        name: of the arm.
+        loss: mean progressive-validation loss, in nats.
+        calibration: predicted by actual rate of late flights.
+        auc: area under the ROC curve of the progressive predictions.
+        updates: optimizer steps.
+        trained: samples that it was trained on.
+        scored: samples that it had to score to choose.
+        passes: its cost in forward passes of one sample, by arithmetic.
+        seconds: its cost as measured: scoring where needed, selection and training.
+        accounting_s: seconds of scoring that served the progressive loss only.
+    """
+
+    name: str
+    loss: float
+    calibration: float
+    auc: float
+    updates: int
+    trained: int
+    scored: int
+    passes: float
+    seconds: float
+    accounting_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The result of a run.
+
+    Attributes:
+        rows: samples of the stream.
+        figures: of each arm, by name.
+        against: differences of AdaSelection's loss to that of each other arm, by name.
+    """
+
+    rows: int
+    figures: dict[str, Figures]
+    against: dict[str, Difference]
+
+    def share_of_full(self, name: str, *, measured: bool) -> float:
+        """Give an arm's cost as a share of full training's, in passes or in seconds."""
+        one, full = self.figures[name], self.figures[FULL]
+        return one.seconds / full.seconds if measured else one.passes / full.passes
+
+    @property
+    def verdict(self) -> str:
+        """Say in words whether selection did better than uniform selection.
+
+        The words follow from the paired difference and its error; nothing else goes in.
+        """
+        first = _compared(self, UNIFORM, "uniform selection with as many updates")
+        second = _compared(self, SAME_COST, "uniform selection of the same cost")
+        return f"{first} {second}"
+
+    @property
+    def cost(self) -> str:
+        """Say what AdaSelection cost beside full training, by arithmetic and as measured."""
+        passes = self.share_of_full(ADASELECTION, measured=False)
+        seconds = self.share_of_full(ADASELECTION, measured=True)
+        return (
+            f"AdaSelection took {passes:.0%} of full training's passes by arithmetic "
+            f"({1 - passes:.0%} saved) and {seconds:.0%} of its seconds as measured "
+            f"({1 - seconds:.0%} saved)."
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """Describe everything in plain values, for `summary.json`."""
+        return {
+            "rows": self.rows,
+            "verdict": self.verdict,
+            "cost": self.cost,
+            "arms": {name: one._asdict() for name, one in self.figures.items()},
+            "adaselection_minus": {
+                name: {"mean": one.mean, "error": one.error, "verdict": one.verdict}
+                for name, one in self.against.items()
+            },
+        }
+
+
+def summarise(arms: Sequence[Arm], rows: int) -> Summary:
+    """Collect the figures of all arms after `rows` samples."""
+    by_name = {arm.name: arm.learner.progressive for arm in arms}
+    ours = by_name[ADASELECTION]
+    against = {
+        name: paired_difference(ours, theirs) for name, theirs in by_name.items() if theirs != ours
+    }
+    return Summary(rows, {arm.name: _figures(arm) for arm in arms}, against)
+
+
+def row(summary: Summary, name: str) -> tuple[str, ...]:
+    """Give an arm's line of the final table, one text for each of `HEADERS`."""
+    one = summary.figures[name]
+    return (
+        one.name,
+        f"{one.loss:.4f}",
+        f"{one.calibration:.3f}",
+        f"{one.auc:.3f}",
+        f"{one.updates:,}",
+        f"{one.passes:,.0f}",
+        f"{summary.share_of_full(name, measured=False):.0%}",
+        f"{one.seconds:.1f}",
+    )
+
+
+def _figures(arm: Arm) -> Figures:
+    spent, progressive = arm.metrics.phase_seconds, arm.learner.progressive
+    trained = arm.metrics.samples_selected
+    scored = progressive.seen if arm.scores_to_select else 0
+    selecting = spent["score"] + spent["select"] if arm.scores_to_select else spent["select"]
+    return Figures(
+        name=arm.name,
+        loss=progressive.loss,
+        calibration=progressive.calibration,
+        auc=progressive.auc,
+        updates=arm.learner.updates,
+        trained=trained,
+        scored=scored,
+        passes=scored + (1 + BACKWARD_FORWARDS) * trained,
+        seconds=selecting + spent["train"],
+        accounting_s=0.0 if arm.scores_to_select else spent["score"],
+    )
+
+
+def _compared(summary: Summary, name: str, what: str) -> str:
+    ours, theirs = summary.figures[ADASELECTION].loss, summary.figures[name].loss
+    difference = summary.against[name]
+    return (
+        f"AdaSelection {_SAYS[difference.verdict]} {what}: loss {ours:.4f} against {theirs:.4f}, "
+        f"difference {difference.mean:+.4f} ± {2 * difference.error:.4f} (two standard errors "
+        f"over {BLOCKS} blocks of the stream)."
+    )

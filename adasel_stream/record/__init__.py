@@ -1,0 +1,6 @@
+"""What is known of each instance: a loss record of constant size."""
+
+from adasel_stream.record.known import Items, Known
+from adasel_stream.record.loss_record import LossRecord
+
+__all__ = ["Items", "Known", "LossRecord"]

@@ -1,0 +1,111 @@
+"""A table as plain arrays, and back, slot for slot."""
+
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from adasel_stream.errors import RecordError
+from adasel_stream.record.table import VALUE, Table
+
+__all__ = ["dump_table", "load_table", "read_field"]
+
+_T = TypeVar("_T")
+_LAYOUT: Final = 1
+
+
+def dump_table(table: Table) -> dict[str, Any]:
+    """Copy the slots in use.
+
+    Returns:
+        `used`, one bit a slot, uint8; and for the n slots in use `keys` and each field of their
+        values, shape (n,).
+
+    >>> dump_table(Table(buckets=2))["used"].tolist()
+    [0, 0]
+    """
+    used = table.values["tick"] != 0
+    values = table.read(used.nonzero()[0])
+    columns = {name: values[name].copy() for name in VALUE.names or ()}
+    return {"layout": _LAYOUT, "used": np.packbits(used), "keys": table.keys[used]} | columns
+
+
+def load_table(table: Table, state: dict[str, Any], last_tick: int) -> None:
+    """Make a table the one that was dumped; both have the same capacity.
+
+    Args:
+        table: what to overwrite.
+        state: what `dump_table` returned.
+        last_tick: the record's time; no slot is younger.
+
+    Raises:
+        RecordError: if the state is damaged; the table is then unchanged.
+
+    >>> table, other = Table(buckets=2), Table(buckets=2)
+    >>> load_table(other, dump_table(table), last_tick=1)
+    """
+    if (layout := read_field(state, "layout", int)) != _LAYOUT:
+        raise RecordError(f"the state has table layout {layout}, this version reads {_LAYOUT}")
+    bits = _read_column(state, "used", np.dtype(np.uint8), len(table.keys) // 8)
+    slots = np.unpackbits(bits).nonzero()[0]
+    keys = _read_column(state, "keys", np.dtype(np.uint64), len(slots))
+    values = np.empty(len(slots), VALUE)
+    for name in VALUE.names or ():
+        values[name] = _read_column(state, name, VALUE[name], len(slots))
+    _check_rows(table, slots, keys, values, last_tick)
+    table.clear()
+    table.keys[slots] = keys
+    table.values[slots] = values
+    table.size = len(slots)
+
+
+def read_field(state: dict[str, Any], name: str, kind: type[_T]) -> _T:
+    """Return one entry of a state.
+
+    Raises:
+        RecordError: if it is missing or of another type.
+
+    >>> read_field({"seed": 1}, "seed", int)
+    1
+    """
+    value = state.get(name)
+    if not isinstance(value, kind):
+        raise RecordError(
+            f"the state's {name!r} must be {kind.__name__}, got {type(value).__name__}: "
+            "pass what state_dict returned"
+        )
+    return value
+
+
+def _read_column(
+    state: dict[str, Any], name: str, dtype: np.dtype[Any], length: int
+) -> npt.NDArray[Any]:
+    """Return one array of a state."""
+    column = read_field(state, name, np.ndarray)
+    if column.dtype != dtype or column.shape != (length,):
+        raise RecordError(
+            f"the state's {name!r} must be {dtype} of shape ({length},), "
+            f"got {column.dtype} of shape {column.shape}"
+        )
+    return column
+
+
+def _check_rows(
+    table: Table,
+    slots: npt.NDArray[np.int64],
+    keys: npt.NDArray[np.uint64],
+    values: npt.NDArray[Any],
+    last_tick: int,
+) -> None:
+    """Refuse rows that no record could hold: searches rely on these properties."""
+    ordered = np.sort(keys)
+    for holds, what in (
+        ((table.buckets_of(keys) == slots // 8).all(), "a key is in a bucket not its own"),
+        ((ordered[1:] != ordered[:-1]).all(), "a key is there twice"),
+        ((values["tick"] > 0).all(), "a slot in use has tick 0"),
+        ((values["tick"] <= last_tick).all(), "a slot is younger than the record"),
+        (np.isfinite(values["ema"]).all(), "an average is not finite"),
+        (np.isfinite(values["last"]).all(), "a loss is not finite"),
+    ):
+        if not holds:
+            raise RecordError(f"the state is damaged: {what}")

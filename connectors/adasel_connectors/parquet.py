@@ -1,0 +1,180 @@
+"""Read Parquet shards column by column, as batches of an exact size.
+
+>>> import tempfile, pyarrow, pyarrow.parquet
+>>> folder = tempfile.TemporaryDirectory()
+>>> table = pyarrow.table({"x": [0.5, 1.5, 2.5], "y": [0, 1, 0]})
+>>> pyarrow.parquet.write_table(table, f"{folder.name}/a.parquet", row_group_size=2)
+>>> source = ParquetSource(folder.name, batch_size=2)
+>>> for batch in source:
+...     print(batch["x"], batch["y"])
+tensor([0.5000, 1.5000], dtype=torch.float64) tensor([0, 1])
+tensor([2.5000], dtype=torch.float64) tensor([0])
+>>> folder.cleanup()
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from mmap import mmap
+from os import PathLike
+from typing import Any, ClassVar
+
+import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+from torch import Tensor
+
+from adasel_connectors.damage import DamageError, OnError
+from adasel_connectors.parquet_columns import kind_of
+from adasel_connectors.parquet_file import open_file
+from adasel_connectors.parquet_reader import ParquetReader
+from adasel_connectors.position import Position
+from adasel_connectors.reader import Report, ShardReader
+from adasel_connectors.shard_set import ShardSet
+from adasel_connectors.shards import Paths, Shard
+from adasel_connectors.source import ShardSource
+
+__all__ = ["ParquetSource"]
+
+
+class ParquetSource(ShardSource):
+    """Batches of the rows of Parquet shards; see this module's first lines for an example.
+
+    Shards are read in order of their names. Each batch is a dict of columns and `id`, int64,
+    shape (b,): the shard's 31-bit number times 2^32 plus the row in the shard. Numbers become
+    tensors that share Arrow's memory, text a list; `adasel_connectors.parquet_columns` says it
+    for each type. A batch that is kept alive keeps up to 8,192 rows of its shard alive.
+
+    All batches have exactly `batch_size` rows, however small the row groups are, but the last
+    of a pass may have fewer. One `iter()` is one pass. As the dataset of `DataLoader(source,
+    batch_size=None, num_workers=n)` each worker reads every nth shard; each rank does
+    likewise. A worker hands over large batches much faster than small ones: take 4,096 rows
+    and slice them with `adasel_connectors.chunks.rebatch`.
+
+    Page checksums are verified where the writer stored them; only a manifest notices every
+    altered byte. A shard must not be overwritten or cut while it is read: replace it by
+    renaming a new file over it.
+    """
+
+    kind: ClassVar[str] = "parquet"
+    kinds_of_damage: ClassVar[tuple[str, ...]] = ("cut", "null", "ragged", "schema", "too_large")
+
+    def __init__(
+        self,
+        paths: Paths,
+        *,
+        columns: Sequence[str] | None = None,
+        batch_size: int = 256,
+        manifest: str | PathLike[str] | None = None,
+        fill_nulls: Mapping[str, Any] | None = None,
+        id_key: str = "id",
+        memory_map: bool = True,
+        max_row_group_bytes: int = 1 << 32,
+        on_error: OnError = "raise",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Find the shards and read the columns of the first.
+
+        Args:
+            paths: folder, file, glob, or sequence of files.
+            columns: names of columns to read; all by default.
+            batch_size: rows of each batch, at least 1.
+            manifest: file that `write_manifest` made of the shards; each shard is compared
+                with it before its first row is given out.
+            fill_nulls: what stands for a null, by column. Without it a null in a float is
+                NaN, in any other column it makes the row unusable.
+            id_key: under which name batches carry ids.
+            memory_map: read through the page cache without a copy; False for file systems
+                that cannot.
+            max_row_group_bytes: decompressed size above which a row group is refused.
+            on_error: what to do about damage; see `adasel_connectors.damage.OnError`.
+            rank: of this trainer, in [0, world_size).
+            world_size: number of trainers that share the shards.
+
+        Raises:
+            ValueError: no shards are there, a column is unknown or its name taken, or an
+                argument is out of its range.
+            TypeError: a column has a type that no column of a batch is made of.
+        """
+        super().__init__(
+            ShardSet.find(paths, (".parquet",), manifest),
+            batch_size=batch_size,
+            rank=rank,
+            world_size=world_size,
+            on_error=on_error,
+        )
+        if max_row_group_bytes < 1:
+            raise ValueError(f"max_row_group_bytes must be at least 1, got {max_row_group_bytes}")
+        if isinstance(columns, str):
+            raise TypeError(f"columns must be a sequence of names, got one string {columns!r}")
+        self._id_key = id_key
+        self._options: dict[str, Any] = {
+            "memory_map": memory_map,
+            "max_row_group_bytes": max_row_group_bytes,
+        }
+        self._wanted = None if columns is None else list(columns)
+        self._fill_nulls = dict(fill_nulls or {})
+        self._kinds = self._first_kinds()
+        self._widths: dict[str, tuple[int, ...]] = {}
+
+    def _open(self, shard: Shard, view: mmap, start: Position, report: Report) -> ShardReader:
+        file = open_file(shard.path, **self._options)
+        try:
+            kinds = self._kinds_of(file.schema_arrow)
+            self._kinds = self._kinds or kinds
+        except (TypeError, ValueError) as error:
+            file.close()
+            raise DamageError("schema", str(error)) from error
+        if kinds != self._kinds:
+            file.close()
+            changed = [name for name in self._kinds if kinds[name] != self._kinds[name]]
+            raise DamageError("schema", f"columns {changed} have other types than before")
+        return ParquetReader(
+            file,
+            shard,
+            start,
+            list(kinds),
+            fill_nulls=self._fill_nulls,
+            widths=self._widths,
+            report=report,
+            batch_size=self._batch_size,
+        )
+
+    def _join(self, ids: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
+        return {self._id_key: ids, **columns}
+
+    def _first_kinds(self) -> dict[str, str] | None:
+        for path in self._shards.found.values():
+            try:
+                with closing(open_file(path, **self._options)) as file:
+                    return self._kinds_of(file.schema_arrow)
+            except DamageError:
+                continue  # reading will meet it again and report it by policy
+        return None
+
+    def _kinds_of(self, schema: Any) -> dict[str, str]:
+        """Name the kind of each column, in the order of batches."""
+        names = list(schema.names) if self._wanted is None else self._wanted
+        unknown = sorted(set(names + list(self._fill_nulls)) - set(schema.names))
+        if unknown or not names or len(set(names)) < len(names):
+            raise ValueError(
+                f"columns and fill_nulls must be different names of {schema.names}, "
+                + (f"got {unknown}" if unknown else "got none, or one twice")
+            )
+        if self._id_key in names:
+            raise ValueError(
+                f"column {self._id_key!r} has the name that ids are given under; pass another "
+                "id_key, or columns without it"
+            )
+        kinds: dict[str, str] = {}
+        for name in names:
+            try:
+                kinds[name] = kind_of(schema.field(name))
+                if name in self._fill_nulls:
+                    pa.scalar(self._fill_nulls[name], schema.field(name).type)
+            except TypeError as error:
+                raise TypeError(
+                    f"column {name!r} is {error}, of which no column of a batch is made; "
+                    "leave it out of columns"
+                ) from error
+            except pa.ArrowException as error:
+                raise ValueError(f"fill_nulls[{name!r}] does not fit its column") from error
+        return kinds

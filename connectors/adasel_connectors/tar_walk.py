@@ -1,0 +1,223 @@
+"""Walk the headers of a tar archive, trusting none of them.
+
+Reads what tar writers of today produce for regular files: POSIX ustar with pax headers, and
+GNU tar with long names and base-256 sizes. Everything else is named and refused. Two rules
+make damage visible that other readers take for the end of the archive: the end must be marked
+by two zero blocks, and nothing but zeros may follow them.
+
+Source: POSIX.1-2017, pax interchange format and ustar interchange format; the GNU tar manual,
+"Basic Tar Format".
+"""
+
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from mmap import mmap
+from typing import NamedTuple, TypeAlias
+from zlib import adler32
+
+from adasel_connectors.damage import DamageError, shown
+
+__all__ = ["END", "LINK", "REGULAR", "SPARSE", "Member", "walk"]
+
+REGULAR, LINK, SPARSE, END = "regular", "link or device", "sparse", "end"
+
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_FIELDS = struct.Struct("100s24x12s12x8sc100x8s")  # name, size, checksum, type, magic
+_POSIX_MAGIC = b"ustar\x0000"
+_MAGICS = frozenset({_POSIX_MAGIC, b"ustar  \0", bytes(8)})  # POSIX, GNU, version 7
+_EXTENSIONS = frozenset({b"x", b"g", b"L", b"K"})  # pax, global pax, GNU long name and link
+_LINKS = b"12346"  # hard link, symbolic link, character and block device, FIFO
+_LARGEST_EXTENSION_BYTES = 1 << 20
+_LARGEST_PADDING_BYTES = 1 << 26
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"(\xb5/\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"PK\x03\x04": "zip",
+}
+
+
+class _Extension(NamedTuple):
+    """What pax and GNU extension headers say about the member that follows them."""
+
+    name: bytes = b""
+    size: int = -1
+    sparse: bool = False
+
+
+_NONE, _SILENT = _Extension(), _Extension()
+
+
+Member: TypeAlias = tuple[bytes, str, int, int, int]
+"""Name as stored, kind, where its content begins, the content's size, and where its first header
+begins, all in bytes; a walk can start again at the latter. A plain tuple: one is made for each
+file, and a named one costs as much as half of the checks."""
+
+
+def walk(view: mmap, offset: int = 0, *, end_required: bool = True) -> Iterator[Member]:
+    """Yield the members from `offset` on, then one of kind END.
+
+    Directories and global comments are passed over.
+
+    Args:
+        view: the archive.
+        offset: 0, or the offset of a member that an earlier walk gave.
+        end_required: refuse an archive that stops without the end marker. Leave it out only
+            where a manifest vouches for the file.
+
+    Raises:
+        DamageError: at the first header that cannot be trusted.
+    """
+    if offset == 0:
+        _refuse_compression(view)
+    at = offset
+    extension = _NONE
+    while True:
+        head = view[offset : offset + _BLOCK]
+        if len(head) < _BLOCK:
+            if end_required or head or extension is not _NONE:
+                raise DamageError(
+                    "cut", f"the archive ends at byte {len(view)} without an end marker"
+                )
+            break
+        raw_name, raw_size, checksum, typeflag, magic = _FIELDS.unpack_from(head)
+        # The low half of Adler-32 is 1 + the sum of the bytes modulo 65,521: exact for ASCII.
+        total = adler32(head) & 0xFFFF if head.isascii() else sum(head) + 1
+        if total != _expected_total(checksum) or magic not in _MAGICS:
+            if head == _ZEROS and extension is _NONE:
+                _check_end(view, offset, end_required)
+                break
+            raise DamageError("bad_header", f"the header at byte {offset} is damaged")
+        size = extension.size if extension.size >= 0 else _number(raw_size)
+        start = offset + _BLOCK
+        offset = start + (size + 511 & -512)
+        if size < 0:
+            raise DamageError(
+                "bad_header", f"the header at byte {start - _BLOCK} has an invalid size"
+            )
+        if offset > len(view):
+            raise DamageError("cut", f"byte {at} begins a member that reaches past the file's end")
+        if typeflag == b"0" or typeflag == b"\0":
+            name = extension.name or _ustar_name(raw_name, head, magic)
+            if typeflag == b"0" or name[-1:] != b"/":  # version 7 marks directories by the slash
+                yield name, SPARSE if extension.sparse else REGULAR, start, size, at
+            at, extension = offset, _NONE
+        elif typeflag in _EXTENSIONS:
+            if size > _LARGEST_EXTENSION_BYTES:
+                raise DamageError("bad_header", f"the extension header at byte {at} is too large")
+            extension = _extend(extension, typeflag, view[start : start + size], at)
+            if typeflag == b"g":
+                at = offset
+        else:
+            name = extension.name or _ustar_name(raw_name, head, magic)
+            if typeflag != b"5":
+                yield name, _kind(typeflag, head, name, size), start, size, at
+            elif size:
+                raise DamageError("bad_header", f"directory {shown(name)} claims {size} bytes")
+            at, extension = offset, _NONE
+    yield b"", END, offset, 0, offset
+
+
+def _extend(before: _Extension, typeflag: bytes, text: bytes, at: int) -> _Extension:
+    if (
+        typeflag == b"x"
+        and before is _NONE
+        and text[2:9] == b" mtime="
+        and text.find(b"\n") == len(text) - 1
+    ):
+        return _SILENT  # what most writers of training shards put before each member
+    if typeflag == b"K":  # a long link target; links are not read
+        return _SILENT if before is _NONE else before
+    if before is not _NONE and (before is not _SILENT or typeflag != b"L"):
+        # Readers differ in which of two extension headers wins, so a file could show each of
+        # them other samples.
+        raise DamageError("bad_header", f"byte {at} begins contradicting extension headers")
+    if typeflag == b"L":
+        return _Extension(name=text.partition(b"\0")[0])
+    records = _pax_records(text, at)
+    size = records.get(b"size", b"")
+    if size and not size.isdigit():
+        raise DamageError("bad_header", f"the pax header at byte {at} has an invalid size")
+    sparse = any(key.startswith(b"GNU.sparse.") for key in records)
+    name = records.get(b"GNU.sparse.name") or records.get(b"path", b"")
+    if typeflag == b"x":
+        silent = not (name or size or sparse)
+        return _SILENT if silent else _Extension(name.rstrip(b"/"), int(size or -1), sparse)
+    if size or name or sparse:
+        raise DamageError(
+            "bad_header", f"the global header at byte {at} renames or resizes members"
+        )
+    return _NONE
+
+
+def _pax_records(text: bytes, at: int) -> dict[bytes, bytes]:
+    records: dict[bytes, bytes] = {}
+    start = 0
+    while start < len(text):
+        length, space, _ = text[start : start + 12].partition(b" ")
+        stop = start + int(length) if space and length.isdigit() else start
+        key, equals, value = text[start + len(length) + 1 : stop].partition(b"=")
+        if not equals or stop > len(text) or value[-1:] != b"\n":
+            raise DamageError("bad_header", f"the pax header at byte {at} is damaged")
+        records[key] = value[:-1]
+        start = stop
+    return records
+
+
+def _kind(typeflag: bytes, head: bytes, name: bytes, size: int) -> str:
+    if typeflag in _LINKS:
+        if size:
+            raise DamageError("bad_header", f"link or device {shown(name)} claims {size} bytes")
+        return LINK
+    if typeflag != b"S" or head[482]:  # more sparse map follows, in blocks without checksum
+        what = "a sparse file" if typeflag == b"S" else f"of type {shown(typeflag)}"
+        raise DamageError("unsupported_type", f"member {shown(name)} is {what}, which is not read")
+    return SPARSE
+
+
+def _ustar_name(raw_name: bytes, head: bytes, magic: bytes) -> bytes:
+    name = raw_name.partition(b"\0")[0]
+    if head[345] and magic == _POSIX_MAGIC:
+        return head[345:500].partition(b"\0")[0] + b"/" + name
+    return name
+
+
+def _check_end(view: mmap, offset: int, end_required: bool) -> None:
+    rest = len(view) - offset
+    if rest > _LARGEST_PADDING_BYTES:
+        raise DamageError("data_after_end", f"{rest} bytes follow the end marker at byte {offset}")
+    if not bytes(rest).startswith(view[offset:]):
+        raise DamageError("data_after_end", f"data follows the zero block at byte {offset}")
+    if rest < 2 * _BLOCK and end_required:
+        raise DamageError("cut", f"the archive ends at byte {len(view)} in its end marker")
+
+
+def _refuse_compression(view: mmap) -> None:
+    head = view[:8]
+    for start, name in _COMPRESSIONS.items():
+        if head.startswith(start):
+            raise DamageError(
+                "compressed", f"it is compressed with {name}; expected plain tar, decompress it"
+            )
+
+
+@lru_cache(maxsize=1 << 16)
+def _number(field: bytes) -> int:
+    """Read an octal or base-256 number, 0 or more; -1 where it is neither."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = field.rstrip(b"\0 ").lstrip(b" ")
+    try:
+        return int(digits, 8) if digits.isdigit() else -bool(digits)
+    except ValueError:  # 8 or 9
+        return -1
+
+
+@lru_cache(maxsize=1 << 16)
+def _expected_total(checksum: bytes) -> int:
+    """1 + the sum of a header's bytes, when its checksum field, summed as blanks, is right."""
+    return _number(checksum) - 8 * 0x20 + sum(checksum) + 1
