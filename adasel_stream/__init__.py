@@ -9,6 +9,7 @@
 """
 
 from adasel_stream.adaselection import Policy
+from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
 from adasel_stream.loader import SelectingLoader
 from adasel_stream.policies import paper, unbiased
 from adasel_stream.record import LossRecord
@@ -21,6 +22,8 @@ __all__ = [
     "Preference",
     "Scored",
     "SelectingLoader",
+    "load_checkpoint",
     "paper",
+    "save_checkpoint",
     "unbiased",
 ]

@@ -89,10 +89,11 @@ def _write_all(descriptor: int, chunk: bytes | memoryview) -> None:
 
 
 def _flush(descriptor: int) -> None:
-    if sys.platform == "darwin":  # fsync stops at the drive's cache there
-        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(descriptor)
+    if sys.platform == "darwin":
+        # fsync stops at the drive's cache there; what goes further not every file system can do.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    os.fsync(descriptor)
 
 
 def _flush_folder(folder: Path) -> None:

@@ -7,8 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from adasel_stream.demo.job import Settings, run
+from adasel_stream.demo.job import run
 from adasel_stream.demo.screen import open_screen
+from adasel_stream.demo.settings import Settings
 from adasel_stream.demo.shards import Format
 from adasel_stream.demo.summary import HEADERS, Summary, row
 from adasel_stream.errors import AdaselError
@@ -75,8 +76,12 @@ def _add_demo(commands: Any) -> None:
     )
     default = Settings()
     demo.add_argument("--out", type=Path, default=default.out, help="folder for the results")
-    demo.add_argument("--data", type=Path, help="folder for the prepared flights; in --out if not given")
-    demo.add_argument("--rows", type=int, help="flights to use, the first of the year; all if not given")
+    demo.add_argument(
+        "--data", type=Path, help="folder for the prepared flights; in --out if not given"
+    )
+    demo.add_argument(
+        "--rows", type=int, help="flights to use, the first of the year; all if not given"
+    )
     demo.add_argument(
         "--rate", type=float, default=default.sampling_rate, help="share of flights to train on"
     )
@@ -145,17 +150,24 @@ def _report(chosen: argparse.Namespace) -> int:
         held = read_run_log(log)
         damaged += held.damaged
         arms[_name(log, arms)] = held.records
-    last = {name: kept[-1] for name, records in arms.items() if (kept := effective_records(records))}
+    last = {
+        name: kept[-1] for name, records in arms.items() if (kept := effective_records(records))
+    }
     if not last:
         raise AdaselError("the run logs hold no records; is a run under way that wrote none yet?")
     render_report(
         chosen.out,
         title=", ".join(last),
         verdict=" ".join(_told(name, record) for name, record in last.items()),
-        tiles=[Tile(name, f"{_saved_s(record):,.0f} s", "saved, estimated") for name, record in last.items()],
+        tiles=[
+            Tile(name, f"{_saved_s(record):,.0f} s", "saved, estimated")
+            for name, record in last.items()
+        ],
         sections=run_sections(arms),
     )
-    print(f"report: {chosen.out}" + (f" ({damaged} damaged lines were left out)" if damaged else ""))
+    print(
+        f"report: {chosen.out}" + (f" ({damaged} damaged lines were left out)" if damaged else "")
+    )
     return 0
 
 

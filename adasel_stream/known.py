@@ -10,8 +10,7 @@ from torch import Tensor
 
 from adasel_stream import trees
 from adasel_stream.errors import BatchError
-from adasel_stream.record import LossRecord
-from adasel_stream.record.keys import keys_of_strings
+from adasel_stream.record import LossRecord, instance_ids
 from adasel_stream.scorers import Score, as_scored, checked
 from adasel_stream.types import Batch, Ids, Scored
 
@@ -132,10 +131,10 @@ def as_ids(ids: Ids | Tensor) -> Int64s:
     if isinstance(ids, Tensor):
         ids = ids.detach().cpu().numpy()
     if isinstance(ids, list | tuple) and all(isinstance(i, str) for i in ids):
-        return keys_of_strings(ids, 0).view(np.int64)
+        return instance_ids(ids)
     array = np.asarray(ids)
     if array.dtype.kind in "UO" and all(isinstance(i, str) for i in array.ravel().tolist()):
-        return keys_of_strings(array.tolist(), 0).view(np.int64)
+        return instance_ids(array.tolist())
     if array.dtype.kind not in "iu":
         raise BatchError(
             f"ids have dtype {array.dtype}, expected whole numbers or strings; ids that travel as "

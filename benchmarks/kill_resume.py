@@ -31,10 +31,10 @@ import pyarrow as pa  # type: ignore[import-untyped] # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import torch
 import torch._dynamo  # optimizers import it at their first step: loaded once, before any fork
-from adasel_connectors.parquet import ParquetSource
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from adasel_connectors.parquet import ParquetSource
 from adasel_stream import LossRecord, SelectingLoader
 from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
 
@@ -266,6 +266,7 @@ class Harness:
 
 def kill_jobs(job: type[Job], kills: int, *, seed: int = 0, faults: int = sys.maxsize) -> Counts:
     """Run jobs one after the other and kill them, until there were so many kills or faults."""
+    torch.set_num_threads(1)  # also because a process with threads should not fork
     rng = random.Random(seed)
     counts = Counts()
     with tempfile.TemporaryDirectory() as root:
@@ -291,8 +292,6 @@ def main() -> None:
     print(f"{rate:.1f} kills/s; target: 0 mismatches, lost, repeated and unstartable")
     sys.exit(1 if counts.faults else 0)
 
-
-torch.set_num_threads(1)  # also because a process with threads should not fork
 
 if __name__ == "__main__":
     main()

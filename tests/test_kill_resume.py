@@ -52,12 +52,9 @@ def test_a_thousand_kills_change_nothing() -> None:
 
 @pytest.mark.slow
 def test_the_harness_finds_seeded_bugs() -> None:
-    """The harness can see: a forgotten buffer, generator or quota and an early count are found."""
-    bugs = (
-        "position counted at read",
-        *(f"{name} forgotten" for name in ("buffer", "generator", "quota")),
-    )
-    assert find(10, *bugs) == dict.fromkeys(bugs, True)
+    """The harness can see: a forgotten buffer or generator and a position ahead are found."""
+    bugs = ("position counted at read", "buffer forgotten", "generator forgotten")
+    assert find(30, *bugs) == dict.fromkeys(bugs, True)
 
 
 @pytest.mark.verify

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
-from adasel_stream.record.keys import ids_of_keys, keys_of_ids, keys_of_strings
+from adasel_stream.record.keys import ids_of_keys, instance_ids, keys_of_ids, keys_of_strings
 
 _WORD = 2**64
 _LIMITS = np.iinfo(np.int64)
@@ -515,7 +515,7 @@ def test_seeds_place_ids_differently() -> None:
 
 
 def test_empty_batches_are_fine() -> None:
-    """No rows change nothing, and do not fix the kind of ids."""
+    """No rows change nothing."""
     record = LossRecord(10)
     record.update(ints(), floats())
     record.update([], floats())
@@ -622,24 +622,12 @@ def test_strings_of_all_kinds_are_ids() -> None:
     assert len(record) == len(names)
 
 
-def test_string_records_do_not_export_ids() -> None:
-    """Hashes are not handed out as if they were ids."""
+def test_a_string_is_known_by_its_integer_id() -> None:
+    """Strings and their `instance_ids` name the same instance, in and out."""
     record = LossRecord(10)
     record.update(["a"], floats(1))
-    with pytest.raises(RecordError, match="string ids, of which only hashes are kept"):
-        record.ids()
-
-
-@pytest.mark.parametrize(("first", "second"), [(ints(1), ["1"]), (["1"], ints(1))])
-def test_a_record_holds_one_kind_of_ids(first: Any, second: Any) -> None:
-    """Integer and string ids in one record are refused by update and lookup alike."""
-    record = LossRecord(10)
-    record.update(first, floats(1))
-    with pytest.raises(RecordError, match=r"record holds (int|str) ids, got (str|int) ids"):
-        record.update(second, floats(1))
-    with pytest.raises(RecordError, match="use one kind, or a second record"):
-        record.lookup(second)
-    assert len(record) == 1
+    assert record.lookup(instance_ids(["a"])).losses.tolist() == [1]
+    assert record.ids().tolist() == instance_ids(["a"]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -754,16 +742,6 @@ def test_restoring_forgets_what_the_record_held_before() -> None:
     assert_same_state(record, other)
 
 
-def test_a_restored_record_knows_its_kind_of_ids() -> None:
-    """Strings stay strings after a restart."""
-    record, other = LossRecord(100), LossRecord(100)
-    record.update(["a"], floats(1))
-    other.load_state_dict(record.state_dict())
-    assert other.lookup(["a"]).losses.tolist() == [1]
-    with pytest.raises(RecordError, match="holds str ids"):
-        other.lookup(ints(1))
-
-
 def test_the_time_between_two_processes_has_passed() -> None:
     """A loss is as old after a restart as it would have been without one."""
     record = LossRecord(100, clock=lambda: 50.0)
@@ -785,7 +763,6 @@ def _set(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (lambda state: state.update(capacity="104"), "'capacity' must be int, got str"),
         (lambda state: state.update(capacity=96), r"capacity 96, .* 104: construct it with"),
         (lambda state: state.update(seed=1), "seed 1, this one has 0"),
-        (lambda state: state.update(id_kind="uuid"), "ids are of no known kind"),
         (lambda state: state["counts"].pop("hits"), "'hits' must be int"),
         (lambda state: state["ticks"].update(elapsed_s=np.nan), "no number of seconds"),
         (lambda state: state["ticks"].update(elapsed_s=-1.0), "no number of seconds"),

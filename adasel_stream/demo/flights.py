@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
+import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+import pyarrow.csv  # type: ignore[import-untyped]
 
 from adasel_stream.errors import SourceError
 
@@ -30,7 +29,8 @@ LATE_MINUTES = 15
 """A flight is late that arrives more than so many minutes after its schedule."""
 
 WEATHER = (
-    "temp dewp humid wind_dir wind_speed wind_gust precip pressure visib".split()
+    *("temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust"),
+    *("precip", "pressure", "visib"),
 )
 """Weather of the hour at the airport of departure: °F, °F, %, °, mph, mph, inch, mbar, miles."""
 
@@ -55,7 +55,7 @@ class Flights:
     """What was read.
 
     Attributes:
-        table: one row a flight, columns `CODES`, `NUMBERS`, `FLAGS` and `LABEL`.
+        table: an Arrow table, one row a flight, columns `CODES`, `NUMBERS`, `FLAGS` and `LABEL`.
         vocabulary: what the codes of carrier, origin and dest stand for, in order.
         source: package, version, licence and sha256 of each file.
         read: flights in the package.
@@ -64,7 +64,7 @@ class Flights:
         without_weather: flights of `table` for whose hour no weather was reported at all.
     """
 
-    table: pa.Table
+    table: Any
     vocabulary: dict[str, list[str]]
     source: dict[str, Any]
     read: int
@@ -85,7 +85,7 @@ def read() -> Flights:
     raw, source = _files(package)
     flights = _csv(raw["flights.csv"])
     weather = _csv(raw["weather.csv"]).select(["origin", "time_hour", *WEATHER])
-    arrived = flights.filter(pc.is_valid(flights["arr_delay"]))
+    arrived = flights.filter(flights["arr_delay"].is_valid())
     joined = arrived.join(weather, keys=["origin", "time_hour"], join_type="left outer")
     joined = joined.sort_by([(name, "ascending") for name in _ORDER])
     columns, vocabulary = _codes(joined)
@@ -133,20 +133,21 @@ def _files(package: Distribution) -> tuple[dict[str, bytes], dict[str, Any]]:
     return raw, source
 
 
-def _csv(content: bytes) -> pa.Table:
+def _csv(content: bytes) -> Any:
     options = pyarrow.csv.ConvertOptions(null_values=["", "NA"], strings_can_be_null=True)
     return pyarrow.csv.read_csv(io.BytesIO(content), convert_options=options)
 
 
-def _codes(joined: pa.Table) -> tuple[dict[str, npt.NDArray[Any]], dict[str, list[str]]]:
+def _codes(joined: Any) -> tuple[dict[str, npt.NDArray[Any]], dict[str, list[str]]]:
     columns: dict[str, npt.NDArray[Any]] = {}
     vocabulary: dict[str, list[str]] = {}
     for name in ("carrier", "origin", "dest"):
         # the whole timetable is published beforehand, so its names may be numbered beforehand
-        names = sorted(pc.unique(joined[name]).to_pylist())
-        vocabulary[name] = names
-        codes = pc.index_in(joined[name], pa.array(names))
-        columns[name] = codes.to_numpy().astype(np.int16)
+        encoded = joined[name].combine_chunks().dictionary_encode()
+        names = encoded.dictionary.to_numpy(zero_copy_only=False)
+        order = np.argsort(names)
+        vocabulary[name] = names[order].tolist()
+        columns[name] = np.argsort(order).astype(np.int16)[encoded.indices.to_numpy()]
     columns["hour"] = joined["hour"].to_numpy().astype(np.int16)
     columns["weekday"] = _weekdays(*(joined[name].to_numpy() for name in ("year", "month", "day")))
     columns["month"] = (joined["month"].to_numpy() - 1).astype(np.int16)
@@ -167,14 +168,13 @@ def _weekdays(
     return ((since_1970 + 3) % 7).astype(np.int16)  # 1970 began on a Thursday
 
 
-def _numbers(joined: pa.Table) -> dict[str, npt.NDArray[Any]]:
+def _numbers(joined: Any) -> dict[str, npt.NDArray[Any]]:
     values: dict[str, npt.NDArray[Any]] = {}
     flags: dict[str, npt.NDArray[Any]] = {}
     for name in NUMBERS:
         column = joined[name].cast(pa.float32())
-        missing = pc.is_null(column).to_numpy()
-        values[name] = pc.fill_null(column, 0.0).to_numpy()
+        missing = column.is_null().to_numpy()
+        values[name] = column.fill_null(0.0).to_numpy()
         if name in WEATHER:
             flags[f"{name}_missing"] = missing.astype(np.uint8)
     return values | flags
-

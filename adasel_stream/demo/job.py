@@ -5,70 +5,32 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-
 from adasel_connectors.parquet import ParquetSource
 from adasel_connectors.tar import TarSource
+
 from adasel_stream.demo import snapshot
 from adasel_stream.demo.arms import Arm, candidates_for, make_arms
 from adasel_stream.demo.report import write_report
 from adasel_stream.demo.screen import Screen
-from adasel_stream.demo.shards import COLUMNS, Format, Prepared, prepare
+from adasel_stream.demo.settings import Settings
+from adasel_stream.demo.shards import COLUMNS, Prepared, prepare
 from adasel_stream.demo.stop import Stop
 from adasel_stream.demo.summary import Summary, summarise
 from adasel_stream.errors import AdaselError, ShardError
 from adasel_stream.metrics import serve
 from adasel_stream.runlog import RunLog
 
-__all__ = ["Outcome", "Settings", "run"]
+__all__ = ["Outcome", "run"]
 
 _SAVE_EVERY_S = 15.0
 _TURNS = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the user can choose.
-
-    Attributes:
-        out: folder for everything that the run writes.
-        data: folder for the prepared shards, or None for one in `out`.
-        rows: how many flights, the first of the year; None for all.
-        sampling_rate: share that AdaSelection and uniform train on, in (0, 1].
-        seed: of first weights and selection, at least 0.
-        format: kind of shard to read.
-        port: of the live metrics; 0 for a free one.
-        fresh: whether to start over although a snapshot is there.
-
-    Raises:
-        ValueError: a number out of its range.
-    """
-
-    out: Path = Path("demo-run")
-    data: Path | None = None
-    rows: int | None = None
-    sampling_rate: float = 0.2
-    seed: int = 0
-    format: Format = "parquet"
-    port: int = 9400
-    fresh: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(f"rate must be in (0, 1], got {self.sampling_rate}")
-        if self.rows is not None and self.rows < 1:
-            raise ValueError(f"rows must be at least 1, got {self.rows}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be in 0..65535, got {self.port}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +125,7 @@ class _Job:
         shards = self._prepared.shards(self._settings.format)
         manifest = shards / "manifest.json"
         if self._settings.format == "tar":
-            return TarSource(
-                shards, extensions=("npy",), batch_size=batch_size, manifest=manifest
-            )
+            return TarSource(shards, extensions=("npy",), batch_size=batch_size, manifest=manifest)
         return ParquetSource(shards, columns=COLUMNS, batch_size=batch_size, manifest=manifest)
 
     def _turns(self) -> Iterator[float]:
@@ -220,7 +180,7 @@ class _Job:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _alone(out: Path) -> Generator[None]:
     """Keep a second run out of the folder."""
     lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -236,7 +196,7 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     """Compute in one thread, so that arms are timed alike and sums come out alike anywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -112,8 +112,9 @@ class DelayNet(nn.Module):
         self.out = nn.Linear(width, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.constant_(self.out.bias, USUAL_LOGIT)
-        self.register_buffer("usual", torch.tensor([SCALES[name][0] for name in NUMBERS]))
-        self.register_buffer("stray", torch.tensor([SCALES[name][1] for name in NUMBERS]))
+        scales = torch.tensor([SCALES[name] for name in NUMBERS])
+        self.usual = nn.Buffer(scales[:, 0].clone())
+        self.stray = nn.Buffer(scales[:, 1].clone())
 
     def forward(self, flights: Inputs) -> Tensor:
         """Give the logit of each flight to be late, shape (b,), float32."""

@@ -4,6 +4,7 @@ Because the model has not seen a sample when it is scored, the mean of these los
 stream is an honest measure of the model as it learns: progressive validation.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-__all__ = ["BLOCKS", "Difference", "Progressive", "paired_difference"]
+__all__ = ["BLOCKS", "Difference", "Progressive", "paired_difference", "running_difference"]
 
 BLOCKS = 52
 """Blocks of equal length that the stream is cut into; about a week each."""
@@ -64,7 +65,8 @@ class Progressive:
     @property
     def counts(self) -> npt.NDArray[np.float64]:
         """Samples of each block so far, shape (`BLOCKS`,)."""
-        return self._sums[0]
+        counts: npt.NDArray[np.float64] = self._sums[0]
+        return counts
 
     @property
     def losses(self) -> npt.NDArray[np.float64]:
@@ -142,6 +144,14 @@ class Difference(NamedTuple):
             return "not distinguishable"
         return "better" if self.mean < 0 else "worse"
 
+    def __str__(self) -> str:
+        """Write mean and two standard errors.
+
+        >>> str(Difference(-0.3, 0.1, np.zeros(BLOCKS)))
+        '-0.3000 ± 0.2000'
+        """
+        return f"{self.mean:+.4f} ± {2 * self.error:.4f}"
+
 
 def paired_difference(first: Progressive, second: Progressive) -> Difference:
     """Compare two arms block by block.
@@ -157,18 +167,42 @@ def paired_difference(first: Progressive, second: Progressive) -> Difference:
     >>> paired_difference(*arms)[:2]
     (-0.5, 0.0)
     """
-    blocks = first.losses - second.losses
-    full = np.isfinite(blocks)
-    weights = first.counts * full
-    share = _ratio(weights, weights.sum())
-    filled = np.where(full, blocks, 0.0)
-    mean = float(share @ filled) if full.any() else float("nan")
-    n = int(full.sum())
-    spread = float((np.square(share) @ np.square(np.where(full, filled - mean, 0.0))))
-    error = float("nan") if n < 2 else (spread * n / (n - 1)) ** 0.5
+    blocks, weights = _blocks(first, second)
+    mean, error = _mean_and_error(blocks, weights)
     return Difference(mean, error, blocks)
+
+
+def running_difference(
+    first: Progressive, second: Progressive
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Compare two arms up to the end of each block: means and errors, shape (`BLOCKS`,) each."""
+    blocks, weights = _blocks(first, second)
+    ends = range(1, BLOCKS + 1)
+    both = np.array([_mean_and_error(blocks[:end], weights[:end]) for end in ends])
+    return both[:, 0], both[:, 1]
+
+
+def _blocks(
+    first: Progressive, second: Progressive
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Give the difference of each block and its weight, 0 for a block that nobody saw."""
+    blocks = first.losses - second.losses
+    seen = np.isfinite(blocks)
+    return np.where(seen, blocks, 0.0), first.counts * seen
+
+
+def _mean_and_error(
+    blocks: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    n = int((weights > 0).sum())
+    share = _ratio(weights, np.full_like(weights, weights.sum()))
+    mean = float(share @ blocks)
+    squares = float(np.square(share) @ np.square(blocks - mean))
+    return mean, math.nan if n < 2 else math.sqrt(squares * n / (n - 1))
 
 
 def _ratio(above: Any, below: Any) -> npt.NDArray[np.float64]:
     above, below = np.asarray(above, np.float64), np.asarray(below, np.float64)
-    return np.divide(above, below, out=np.full_like(above, np.nan), where=below != 0)
+    ratio: npt.NDArray[np.float64] = np.full_like(above, np.nan)
+    np.divide(above, below, out=ratio, where=below != 0)
+    return ratio

@@ -25,9 +25,7 @@ def save(path: Path, settings: Mapping[str, Any], arms: Sequence[Arm], elapsed_s
     """
     state = {arm.name: arm.state_dict() for arm in arms}
     try:
-        save_checkpoint(
-            path, {"settings": dict(settings), "arms": state, "elapsed_s": elapsed_s}
-        )
+        save_checkpoint(path, {"settings": dict(settings), "arms": state, "elapsed_s": elapsed_s})
     except CheckpointError:
         _count(arms, "failure")
         raise

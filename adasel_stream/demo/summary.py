@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from adasel_stream.costs import BACKWARD_FORWARDS
 from adasel_stream.demo.arms import ADASELECTION, FULL, SAME_COST, UNIFORM, Arm
-from adasel_stream.demo.progressive import BLOCKS, Difference, paired_difference
+from adasel_stream.demo.progressive import Difference, paired_difference
 
 __all__ = ["HEADERS", "Figures", "Summary", "row", "summarise"]
 
@@ -73,9 +73,15 @@ class Summary:
 
         The words follow from the paired difference and its error; nothing else goes in.
         """
-        first = _compared(self, UNIFORM, "uniform selection with as many updates")
-        second = _compared(self, SAME_COST, "uniform selection of the same cost")
-        return f"{first} {second}"
+        ours, even = self.figures[ADASELECTION].loss, self.figures[UNIFORM].loss
+        even_cost = self.figures[SAME_COST].loss
+        at_updates, at_cost = self.against[UNIFORM], self.against[SAME_COST]
+        return (
+            f"AdaSelection {_SAYS[at_updates.verdict]} uniform selection with as many updates: "
+            f"loss {ours:.4f} against {even:.4f}, difference {at_updates}. It "
+            f"{_SAYS[at_cost.verdict]} uniform selection of the same cost, which comes to "
+            f"{even_cost:.4f}: difference {at_cost}."
+        )
 
     @property
     def cost(self) -> str:
@@ -107,7 +113,9 @@ def summarise(arms: Sequence[Arm], rows: int) -> Summary:
     by_name = {arm.name: arm.learner.progressive for arm in arms}
     ours = by_name[ADASELECTION]
     against = {
-        name: paired_difference(ours, theirs) for name, theirs in by_name.items() if theirs != ours
+        name: paired_difference(ours, theirs)
+        for name, theirs in by_name.items()
+        if name != ADASELECTION
     }
     return Summary(rows, {arm.name: _figures(arm) for arm in arms}, against)
 
@@ -143,14 +151,4 @@ def _figures(arm: Arm) -> Figures:
         passes=scored + (1 + BACKWARD_FORWARDS) * trained,
         seconds=selecting + spent["train"],
         accounting_s=0.0 if arm.scores_to_select else spent["score"],
-    )
-
-
-def _compared(summary: Summary, name: str, what: str) -> str:
-    ours, theirs = summary.figures[ADASELECTION].loss, summary.figures[name].loss
-    difference = summary.against[name]
-    return (
-        f"AdaSelection {_SAYS[difference.verdict]} {what}: loss {ours:.4f} against {theirs:.4f}, "
-        f"difference {difference.mean:+.4f} ± {2 * difference.error:.4f} (two standard errors "
-        f"over {BLOCKS} blocks of the stream)."
     )

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
-from adasel_stream.record.keys import keys_of_ids, keys_of_strings
+from adasel_stream.record.keys import instance_ids, keys_of_ids
 
 __all__ = ["finite_rows", "keys_of", "number", "whole"]
 
@@ -47,36 +47,27 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def keys_of(ids: object, seed: int, held: str) -> tuple[str, npt.NDArray[np.uint64]]:
-    """Turn ids into keys.
+def keys_of(ids: object, seed: int) -> npt.NDArray[np.uint64]:
+    """Turn ids into keys, strings by way of their integer ids.
 
     Args:
         ids: what the caller gave.
         seed: the record's seed.
-        held: the kind of ids in the record, "int" or "str", or "" for none yet.
 
     Returns:
-        The kind of ids in the record with these, and a key for each id, shape (b,).
+        A key for each id, shape (b,).
 
     Raises:
-        RecordError: if ids have a wrong type or shape, or are of the other kind.
+        RecordError: if ids have a wrong type or shape.
 
-    >>> keys_of(["a", "b"], seed=0, held="")[0]
-    'str'
+    >>> keys_of(["a", "b"], seed=0).dtype
+    dtype('uint64')
     """
     if isinstance(ids, np.ndarray):
-        kind, keys = "int", _int_keys(ids, seed)
-    elif isinstance(ids, (list, tuple)):
-        kind, keys = "str", _string_keys(ids, seed)
-    else:
-        raise RecordError(f"{_WANTED_IDS}, got {type(ids).__name__}")
-    if len(keys) == 0:
-        return held, keys
-    if held not in ("", kind):
-        raise RecordError(
-            f"the record holds {held} ids, got {kind} ids: use one kind, or a second record"
-        )
-    return kind, keys
+        return _int_keys(ids, seed)
+    if isinstance(ids, (list, tuple)):
+        return _string_keys(ids, seed)
+    raise RecordError(f"{_WANTED_IDS}, got {type(ids).__name__}")
 
 
 def finite_rows(
@@ -116,7 +107,7 @@ def _int_keys(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
 def _string_keys(ids: Sequence[Any], seed: int) -> npt.NDArray[np.uint64]:
     """Turn a sequence of strings into keys."""
     try:
-        return keys_of_strings(ids, seed)
+        return keys_of_ids(instance_ids(ids), seed)
     except TypeError as error:
         kinds = sorted({type(item).__name__ for item in ids} - {"str"})
         raise RecordError(f"{_WANTED_IDS}, got a {type(ids).__name__} with {kinds}") from error

@@ -44,13 +44,15 @@ class LossRecord:
         max_age_s: age in seconds above which a loss counts as unknown, positive, or None for no
             limit. Ages are whole seconds.
         seed: in [0, 2**64); it decides which ids share a bucket.
-        clock: returns seconds. A step backwards counts as no time passed.
+        clock: returns seconds. A step backwards counts as no time passed. Which id makes room
+            follows the clock, so a run that must be repeated bit for bit with a full record
+            needs one that follows the data, such as the event time or a count of steps.
 
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if an argument is out of its range.
 
-    Source: "a constant amount of information per instance", section 1 of the paper.
+    Source: "recording a constant amount of information per instance", abstract of the paper.
 
     >>> import numpy as np
     >>> record = LossRecord(capacity=1000, decay=0.5)
@@ -89,7 +91,6 @@ class LossRecord:
         self._table = Table(max(MIN_BUCKETS, buckets))
         self._clock = clock
         self._ticks = Ticks(clock)
-        self._id_kind = ""
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     def __len__(self) -> int:
@@ -124,13 +125,12 @@ class LossRecord:
         Losses that are not finite are rejected and counted.
 
         Args:
-            ids: int64, shape (b,), or b strings; one kind for the whole life of the record.
+            ids: int64, shape (b,), or b strings, each of which stands for its `instance_ids`.
             losses: floating point, shape (b,); beyond float32's range counts as infinite.
             version: version of the model that gave the losses; kept modulo 65,536.
 
         Raises:
-            RecordError: if ids and losses do not match or have a wrong type, or if the record
-                holds the other kind of ids.
+            RecordError: if ids and losses do not match or have a wrong type.
 
         >>> import numpy as np
         >>> record = LossRecord(capacity=100)
@@ -139,9 +139,8 @@ class LossRecord:
         (1, 1)
         """
         stamp = Stamp(self._ticks.now(), index(version) % _VERSIONS)
-        kind, keys = keys_of(ids, self._seed, self._id_kind)
+        keys = keys_of(ids, self._seed)
         keys, values, rejected = finite_rows(keys, losses)
-        self._id_kind = kind
         self._counts["rejected"] += rejected
         if len(keys) == 0:
             return
@@ -158,14 +157,14 @@ class LossRecord:
             ids: int64, shape (b,), or b strings.
 
         Raises:
-            RecordError: if ids have a wrong type or the record holds the other kind.
+            RecordError: if ids have a wrong type.
 
         >>> import numpy as np
         >>> record = LossRecord(capacity=100)
         >>> record.lookup(np.array([1, 2])).known.tolist(), record.counts["misses"]
         ([False, False], 2)
         """
-        _, keys = keys_of(ids, self._seed, self._id_kind)
+        keys = keys_of(ids, self._seed)
         slots, found = self._table.find(keys)
         values = self._table.read(slots)
         age_s = np.uint32(self._ticks.now()) - values["tick"]
@@ -183,10 +182,7 @@ class LossRecord:
         )
 
     def ids(self) -> npt.NDArray[np.int64]:
-        """Return the integer ids in the record, shape (n,), int64, exactly as they came.
-
-        Raises:
-            RecordError: if the record holds strings, of which only hashes are kept.
+        """Return the ids in the record, shape (n,), int64, exactly as they came.
 
         >>> import numpy as np
         >>> record = LossRecord(capacity=100)
@@ -199,9 +195,6 @@ class LossRecord:
     def items(self) -> Items:
         """Return all that a record of integer ids holds.
 
-        Raises:
-            RecordError: if the record holds strings, of which only hashes are kept.
-
         >>> import numpy as np
         >>> record = LossRecord(capacity=100)
         >>> record.update(np.array([3, 3]), np.array([1.0, 2.0]), version=9)
@@ -209,11 +202,6 @@ class LossRecord:
         >>> items.losses.tolist(), items.counts.tolist(), items.versions.tolist()
         ([1.5], [2], [9])
         """
-        if self._id_kind == "str":
-            raise RecordError(
-                "the record holds string ids, of which only hashes are kept: "
-                "use integer ids to export them"
-            )
         used = self._table.values["tick"].nonzero()[0]
         values = self._table.read(used)
         return Items(
@@ -230,13 +218,12 @@ class LossRecord:
 
         >>> record = LossRecord(capacity=100, seed=3)
         >>> state = record.state_dict()
-        >>> state["capacity"], state["seed"], state["id_kind"]
-        (104, 3, '')
+        >>> state["capacity"], state["seed"]
+        (104, 3)
         """
         return {
             "capacity": self.capacity,
             "seed": self._seed,
-            "id_kind": self._id_kind,
             "counts": dict(self._counts),
             "ticks": self._ticks.state_dict(),
             "table": dump_table(self._table),
@@ -264,12 +251,9 @@ class LossRecord:
                     f"the state is of a record with {name} {theirs}, this one has {mine}: "
                     f"construct it with {name}={theirs}"
                 )
-        id_kind = read_field(state, "id_kind", str)
-        if id_kind not in ("", "int", "str"):
-            raise RecordError("the state is damaged: its ids are of no known kind")
         counts = read_field(state, "counts", dict)
         counts = {name: read_field(counts, name, int) for name in _COUNTS}
         ticks = Ticks(self._clock)
         ticks.load_state_dict(read_field(state, "ticks", dict))
         load_table(self._table, read_field(state, "table", dict), ticks.last)
-        self._ticks, self._id_kind, self._counts = ticks, id_kind, counts
+        self._ticks, self._counts = ticks, counts

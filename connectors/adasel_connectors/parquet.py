@@ -118,20 +118,16 @@ class ParquetSource(ShardSource):
     def _open(self, shard: Shard, view: mmap, start: Position, report: Report) -> ShardReader:
         file = open_file(shard.path, **self._options)
         try:
-            kinds = self._kinds_of(file.schema_arrow)
-            self._kinds = self._kinds or kinds
-        except (TypeError, ValueError) as error:
+            if file.metadata.num_rows:  # without rows, writers do not know the types
+                self._check_kinds(file.schema_arrow)
+        except DamageError:
             file.close()
-            raise DamageError("schema", str(error)) from error
-        if kinds != self._kinds:
-            file.close()
-            changed = [name for name in self._kinds if kinds[name] != self._kinds[name]]
-            raise DamageError("schema", f"columns {changed} have other types than before")
+            raise
         return ParquetReader(
             file,
             shard,
             start,
-            list(kinds),
+            list(self._kinds or ()),
             fill_nulls=self._fill_nulls,
             widths=self._widths,
             report=report,
@@ -145,10 +141,22 @@ class ParquetSource(ShardSource):
         for path in self._shards.found.values():
             try:
                 with closing(open_file(path, **self._options)) as file:
-                    return self._kinds_of(file.schema_arrow)
+                    if file.metadata.num_rows:
+                        return self._kinds_of(file.schema_arrow)
             except DamageError:
                 continue  # reading will meet it again and report it by policy
         return None
+
+    def _check_kinds(self, schema: Any) -> None:
+        try:
+            kinds = self._kinds_of(schema)
+        except (TypeError, ValueError) as error:
+            raise DamageError("schema", str(error)) from error
+        self._kinds = self._kinds or kinds
+        changed = sorted(name for name in self._kinds if kinds.get(name) != self._kinds[name])
+        if changed or len(kinds) != len(self._kinds):
+            added = sorted(kinds.keys() - self._kinds.keys())
+            raise DamageError("schema", f"columns {changed + added} differ from other shards'")
 
     def _kinds_of(self, schema: Any) -> dict[str, str]:
         """Name the kind of each column, in the order of batches."""

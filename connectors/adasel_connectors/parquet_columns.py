@@ -120,7 +120,8 @@ def _kind(type_: Any) -> str:
             raise TypeError(f"a list of {inner}")
         length = type_.list_size if _types.is_fixed_size_list(type_) else ""
         return f"{inner}[{length}]"
-    return str(_integer(type_))
+    integer = str(_integer(type_))
+    return str(type_) if _types.is_temporal(type_) else integer  # the unit must be the same
 
 
 def _integer(type_: Any) -> Any:

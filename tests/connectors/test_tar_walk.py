@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from adasel_connectors.damage import DamageError
 from adasel_connectors.tar_walk import END, LINK, REGULAR, SPARSE, walk
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.connectors.shard_files import END_OF_ARCHIVE, add_member, header, member
@@ -44,6 +44,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 files = st.lists(st.tuples(names, st.binary(max_size=1200)), max_size=8)
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(files, st.sampled_from(["gnu", "pax"]), st.floats(0, 1e9))
 def test_the_walk_agrees_with_tarfile(
     files: list[tuple[str, bytes]], format: str, mtime: float
@@ -64,6 +65,7 @@ def test_the_walk_agrees_with_tarfile(
     assert ours == expected
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.from_regex(r"\A([a-z]{1,30}/){0,5}[a-z]{1,30}\.[a-z]{3}\Z"), max_size=5))
 def test_long_ustar_names_are_joined_from_their_prefix(paths: list[str]) -> None:
     """Names over 100 bytes that ustar splits in two come back whole."""
@@ -74,6 +76,7 @@ def test_long_ustar_names_are_joined_from_their_prefix(paths: list[str]) -> None
     assert [name.decode() for name, _ in found(buffer.getvalue())] == paths
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.binary(max_size=4096), st.integers(0, 3000), st.booleans())
 def test_any_bytes_end_in_damage_or_at_an_end(noise: bytes, at: int, appended: bool) -> None:
     """Whatever lies in a file, the walk stops with damage or a proper end, never otherwise."""
