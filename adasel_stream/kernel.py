@@ -91,18 +91,19 @@ def unbiased_by_ranks(
 
 def _importances(ascending: Floats, methods: tuple[Method, ...]) -> Floats:
     """Give Eq. (2) for losses in ascending order, shape (M, b)."""
-    table = _table(methods, ascending.size, ascending.dtype.str)
+    b = ascending.size
+    table = _table(methods, b, ascending.dtype.str)
     ties = _ties(ascending)
     if ties is None and candidate.coresets_2 not in methods:
         return table
     table = table.copy()
     for row, method in zip(table, methods, strict=True):
         if method is candidate.coresets_2:
-            row[:] = _by_distance(ascending - ascending.mean(), candidate.small_loss)
+            row[:] = _by_distance(ascending - ascending.sum() / b, candidate.small_loss)
         elif ties is not None and method is candidate.coresets_1:
-            ranks = np.arange(ascending.size, dtype=np.float64)
+            ranks = np.arange(b, dtype=ascending.dtype)
             ranks[ties[0]] = ties[1]
-            row[:] = _by_distance(2 * ranks - (ascending.size - 1), candidate.big_loss)
+            row[:] = _by_distance(2 * ranks - (b - 1), candidate.big_loss)
         elif ties is not None:
             _set_ties(row, *ties, method)
     return table
@@ -165,10 +166,11 @@ def _ties(in_order: Floats) -> tuple[Rows, Floats] | None:
 
 def _set_ties(row: Floats, places: Rows, ranks: Floats, method: Method) -> None:
     """Give tied places of a row of the table the importance of their mean rank."""
-    b = row.size
-    weights = np.exp(_logits(_preferred(method, np.append(0.0, ranks), b), b))
-    row[places] = weights[1:] * (row[0] / weights[0])  # the row is e^logit over a constant
-    row /= row.sum(dtype=np.float64)
+    weights = np.exp(_logits(_preferred(method, np.append(0.0, ranks), row.size), row.size))
+    tied = weights[1:] * (row[0] / weights[0])  # the row is e^logit over a constant
+    total = 1.0 + float((tied - row[places]).sum())
+    row[places] = tied
+    row *= 1 / total
 
 
 def _mixed(log_weights: Floats, floor: float) -> Floats:
@@ -180,12 +182,20 @@ def _mixed(log_weights: Floats, floor: float) -> Floats:
 
 def _draw(p: Floats, order: Rows, k: int, generator: torch.Generator | None) -> tuple[Rows, Floats]:
     """Draw k places of the sorted order as `draw.unbiased` draws rows; give π of all places."""
-    pi = inclusions(torch.from_numpy(p), k).numpy()
+    even = p.astype(np.float64)
+    even *= k / even.sum()
+    # where no row overflows there is no water to fill elsewhere
+    pi = even if even.max() <= 1 else inclusions(torch.from_numpy(p), k).numpy()
     # the permutation speaks of rows, not of sorted places
     place_of = np.empty_like(order)
     place_of[order] = np.arange(order.size)
     permutation = place_of.take(torch.randperm(order.size, generator=generator).numpy())
     ends = pi.take(permutation).cumsum()
-    marks = np.arange(k) + np.float64(torch.rand((), generator=generator).numpy())
-    met = ends.searchsorted(marks, side="right")
+    offset = float(torch.rand((), generator=generator).numpy())
+    # marks passed by the end of each row; a row that passes one more is drawn
+    passed = np.zeros(order.size + 1)
+    np.ceil(ends - offset, out=passed[1:])
+    met = (passed[1:] > passed[:-1]).nonzero()[0]
+    if met.size != k:  # a mark fell on the seam of two rows, give or take a rounding
+        met = ends.searchsorted(np.arange(k) + offset, side="right")
     return permutation.take(met, mode="clip"), pi

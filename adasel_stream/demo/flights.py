@@ -72,17 +72,19 @@ class Flights:
     without_weather: int
 
 
-def read() -> Flights:
+def read(package: str = PACKAGE) -> Flights:
     """Read flights and weather from the installed package, join and order them.
 
     Features are what is known before departure: timetable and weather, never the departure
     delay. Rows are ordered by scheduled departure, ties by carrier, flight number and airport.
 
+    Args:
+        package: distribution that holds the two files.
+
     Raises:
         SourceError: the package is not installed, or its files are not those of a release.
     """
-    package = _package()
-    raw, source = _files(package)
+    raw, source = _files(_installed(package))
     flights = _csv(raw["flights.csv"])
     weather = _csv(raw["weather.csv"]).select(["origin", "time_hour", *WEATHER])
     arrived = flights.filter(flights["arr_delay"].is_valid())
@@ -102,30 +104,30 @@ def read() -> Flights:
     )
 
 
-def _package() -> Distribution:
+def _installed(package: str) -> Distribution:
     try:
-        return distribution(PACKAGE)
+        return distribution(package)
     except PackageNotFoundError as error:
         raise SourceError(
-            f"the demo learns from the package {PACKAGE}, which is not installed; install it "
+            f"the demo learns from the package {package}, which is not installed; install it "
             "with: python -m pip install 'adasel-stream[demo]'"
         ) from error
 
 
 def _files(package: Distribution) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Give the files' content, and where it comes from."""
-    folder = Path(str(package.locate_file(f"{PACKAGE}/data")))
+    folder = Path(str(package.locate_file(f"{package.name}/data")))
     try:
         with zipfile.ZipFile(folder / "flights.csv.zip") as archive:
             raw = {"flights.csv": archive.read("flights.csv")}
         raw["weather.csv"] = (folder / "weather.csv").read_bytes()
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise SourceError(
-            f"the files of {PACKAGE} {package.version} cannot be read; install it again with: "
-            f"python -m pip install --force-reinstall --no-deps {PACKAGE}=={package.version}"
+            f"the files of {package.name} {package.version} cannot be read; install it again "
+            f"with: python -m pip install --force-reinstall --no-deps {package.name}"
         ) from error
     source = {
-        "package": PACKAGE,
+        "package": package.name,
         "version": package.version,
         "licence": package.metadata["License"],
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in raw.items()},

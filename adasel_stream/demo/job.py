@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from adasel_connectors.parquet import ParquetSource
 from adasel_connectors.tar import TarSource
-
 from adasel_stream.demo import snapshot
 from adasel_stream.demo.arms import Arm, candidates_for, make_arms
 from adasel_stream.demo.report import write_report

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
-from adasel_connectors.manifest import read_manifest, write_manifest
 
+from adasel_connectors.manifest import read_manifest, write_manifest
 from adasel_stream.demo.flights import CODES, FLAGS, LABEL, NUMBERS, Flights, read
 from adasel_stream.demo.ustar import write_rows
 

@@ -30,7 +30,7 @@ _MAGICS = frozenset({_POSIX_MAGIC, b"ustar  \0", bytes(8)})  # POSIX, GNU, versi
 _EXTENSIONS = frozenset({b"x", b"g", b"L", b"K"})  # pax, global pax, GNU long name and link
 _LINKS = b"12346"  # hard link, symbolic link, character and block device, FIFO
 _LARGEST_EXTENSION_BYTES = 1 << 20
-_LARGEST_PADDING_BYTES = 1 << 26
+_LARGEST_PADDING_BYTES = 1 << 24
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",

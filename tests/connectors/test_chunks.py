@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adasel_connectors.chunks import Rebatch, StatefulRebatch, as_it_is, rebatch
-from adasel_connectors.parquet import ParquetSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
+from adasel_connectors.chunks import Rebatch, StatefulRebatch, as_it_is, rebatch
+from adasel_connectors.parquet import ParquetSource
 from adasel_stream.errors import BatchError, SourceError
 from tests.connectors.shard_files import plain, rows, write_parquet
 
@@ -52,7 +52,7 @@ def test_nested_batches_keep_their_structure() -> None:
     assert last["inner"][0][0].shape == (1, 2)
     assert last["inner"][0][1] == ["c"]
     assert first["inner"][1] == {"k": [b"a", b"b"]}
-    across = list(rebatch([chunk, chunk], 4))[0]
+    across = next(iter(rebatch([chunk, chunk], 4)))
     assert across["inner"][0][1] == ["a", "b", "c", "a"]
     assert across["pair"].right.tolist() == [0, 1, 2, 0]
 

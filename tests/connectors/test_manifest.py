@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from adasel_connectors.damage import ON_ERROR, OnError
 from adasel_connectors.manifest import read_manifest, verify_manifest, write_manifest
 from adasel_connectors.tar import TarSource
-
 from adasel_stream.errors import ShardError, SourceError
 from tests.connectors.shard_files import make_samples, rows, write_parquet, write_tar
 

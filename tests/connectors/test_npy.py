@@ -6,10 +6,11 @@ from typing import Any
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from adasel_connectors.damage import DamageError
-from adasel_connectors.npy import read_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from adasel_connectors.damage import DamageError
+from adasel_connectors.npy import read_header
 
 
 def stored(array: Any, **options: Any) -> bytes:
@@ -61,7 +62,7 @@ def with_header(text: str, payload: bytes = b"") -> bytes:
         stored(np.zeros(3, "M8[s]")),
         stored(np.zeros(3, [("a", "i4")])),
         stored(np.array([{"a": 1}], dtype=object), allow_pickle=True),
-        with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (%d,), }\n" % (1 << 40)),
+        with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }\n"),
         with_header("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n", b"x" * 8),
         with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }\n"),
         with_header("{'descr': '<f4', 'fortran_order': __import__('os'), 'shape': (), }\n"),

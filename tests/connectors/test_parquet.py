@@ -10,12 +10,12 @@ import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
-from adasel_connectors.damage import ON_ERROR, OnError
-from adasel_connectors.manifest import write_manifest
-from adasel_connectors.parquet import ParquetSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adasel_connectors.damage import ON_ERROR, OnError
+from adasel_connectors.manifest import write_manifest
+from adasel_connectors.parquet import ParquetSource
 from adasel_stream.errors import ShardError, SourceError
 from tests.connectors.shard_files import plain, rows, write_parquet
 

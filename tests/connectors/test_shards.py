@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from adasel_connectors.shards import find_shards, number_shards
 
 SUFFIXES = (".tar", ".tar.gz")

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adasel_connectors.tar import TarSource
 
+from adasel_connectors.tar import TarSource
 from adasel_stream.errors import ShardError, SourceError
 from tests.connectors.shard_files import (
     add_member,

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+
 from adasel_connectors.damage import ON_ERROR, OnError
 from adasel_connectors.manifest import write_manifest
 from adasel_connectors.tar import TarSource
-
 from adasel_stream.errors import ShardError
 from tests.connectors.shard_files import make_samples, write_tar
 

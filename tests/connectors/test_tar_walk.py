@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from adasel_connectors.damage import DamageError
-from adasel_connectors.tar_walk import END, LINK, REGULAR, SPARSE, walk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adasel_connectors.damage import DamageError
+from adasel_connectors.tar_walk import END, LINK, REGULAR, SPARSE, walk
 from tests.connectors.shard_files import END_OF_ARCHIVE, add_member, header, member
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
