@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from adasel_connectors.parquet import ParquetSource
 from torch import Tensor
 
+from adasel_connectors.parquet import ParquetSource
 from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
 from benchmarks.kill_resume import CANDIDATES, Job, kill_jobs
 
