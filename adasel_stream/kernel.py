@@ -99,28 +99,23 @@ def _importances(ascending: Floats, methods: tuple[Method, ...]) -> Floats:
     table = table.copy()
     for row, method in zip(table, methods, strict=True):
         if method is candidate.coresets_2:
-            row[:] = _by_distance(ascending - ascending.sum() / b, candidate.small_loss)
-        elif ties is not None and method is candidate.coresets_1:
-            ranks = np.arange(b, dtype=ascending.dtype)
-            ranks[ties[0]] = ties[1]
-            row[:] = _by_distance(2 * ranks - (b - 1), candidate.big_loss)
+            row[:] = _closest(np.abs(ascending - ascending.sum() / b))
         elif ties is not None:
             _set_ties(row, *ties, method)
     return table
 
 
-def _by_distance(signed: Floats, method: Method) -> Floats:
-    """Give a method's importances of distances |signed|, where `signed` ascends, shape (b,)."""
-    distance = np.abs(signed)
-    # away from 0 distances rise on either side: two runs, which a stable sort merges
+def _closest(distance: Floats) -> Floats:
+    """Give the importances of `coresets_2` from distances to the mean, in order of loss, (b,)."""
+    # away from the mean distances rise on either side: two runs, which a stable sort merges
     near = distance.argsort(kind="stable")
-    by_rank = _table((method,), distance.size, distance.dtype.str)[0]
+    far_last = _table((candidate.small_loss,), distance.size, distance.dtype.str)[0]
     ties = _ties(distance.take(near))
     if ties is not None:
-        by_rank = by_rank.copy()
-        _set_ties(by_rank, *ties, method)
+        far_last = far_last.copy()
+        _set_ties(far_last, *ties, candidate.small_loss)
     row = np.empty_like(distance)
-    row[near] = by_rank
+    row[near] = far_last
     return row
 
 
@@ -140,7 +135,7 @@ def _preferred(method: Method, rank: Floats, b: int) -> Floats:
         return np.zeros_like(rank)
     if method is candidate.small_loss:
         return b - 1 - rank
-    if method is candidate.coresets_1:  # its average ranks, where no two losses are equal
+    if method is candidate.coresets_1:
         return np.maximum(np.abs(2 * rank - (b - 1)) - 0.5, 0)
     return rank
 

@@ -103,8 +103,8 @@ def adaboost(batch: LossBatch) -> Preference:
 def coresets_1(batch: LossBatch) -> Preference:
     """Prefer both ends: the ⌈k/2⌉ largest and the ⌊k/2⌋ smallest losses.
 
-    As softmax importances it is the mean of `big_loss` and `small_loss`; as ranks it is the
-    distance from the middle rank, the two mirrored rows sharing one.
+    As softmax importances it is the mean of `big_loss` and `small_loss`. As ranks the two rows at
+    distance d from the middle rank share the places 2d - 1 and 2d, whatever losses are equal.
 
     Source: section 3.1, coresets approximation 1.
     """
@@ -115,8 +115,8 @@ def coresets_1(batch: LossBatch) -> Preference:
         return torch.logaddexp(largest, smallest)
 
     def distance_from_middle() -> Tensor:
-        distance = (2 * batch.ranks - (batch.count - 1)).abs()
-        return batch.rank(distance, follows_losses=True)
+        twice_distance = (2 * batch.ranks - (batch.count - 1)).abs()
+        return (twice_distance - 0.5).clamp(min=0)
 
     return Preference(both_softmaxes, distance_from_middle, order=lambda: _from_both_ends(batch))
 

@@ -138,6 +138,10 @@ def importances(reading: str, method: str, batch: Candidates, k: int) -> Array:
         votes = np.zeros_like(batch.losses)
         votes[picks(method, batch, k)] = 1 / max(1, k)
         return votes
+    if reading == "rank" and method == "coresets_1":
+        # the two rows at distance d from the middle share the ranks 2d - 1 and 2d
+        places = np.maximum(2 * preference(method, batch) - 0.5, 0.0)
+        return softmax(3.0 * (2 * places / max(1, len(places) - 1) - 1))
     if reading == "rank":
         return rank_softmax(preference(method, batch))
     share = {"softmax": softmax, "proportional": proportional}[reading]
