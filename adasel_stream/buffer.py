@@ -5,16 +5,20 @@ and the rest is carried (docs/algorithm.md).
 """
 
 from collections import deque
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adasel_stream.errors import BatchError
-from adasel_stream.trees import Leaf, Leaves, slots_for, take_rows
+from adasel_stream.rows import Leaf, Leaves, clear_rows, copy_rows, put_rows, slots_for, take_rows
 
-__all__ = ["Buffer"]
+__all__ = ["Buffer", "kept_at"]
+
+_Kind: TypeAlias = tuple[str, Any, tuple[int, ...]]
+"""What a leaf is, its dtype, and the shape of one row."""
 
 
 class Buffer:
@@ -23,6 +27,10 @@ class Buffer:
     Args:
         batch_size: rows of every emitted batch, at least 1.
 
+    Raises:
+        TypeError: batch_size is no whole number.
+        ValueError: batch_size is less than 1.
+
     >>> buffer = Buffer(2)
     >>> buffer.push({"x": torch.tensor([1, 2, 3, 4])}, torch.tensor([3, 0, 1]))
     >>> buffer.pop(), buffer.pop(), len(buffer)
@@ -30,80 +38,108 @@ class Buffer:
     """
 
     def __init__(self, batch_size: int) -> None:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+            raise TypeError(f"batch_size must be a whole number, got {type(batch_size).__name__}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self._full: deque[Leaves] = deque()
-        self._filling: Leaves | None = None
+        self._filling: Leaves = {}
         self._filled = 0
+        self._kinds: dict[str, _Kind] = {}
 
     def __len__(self) -> int:
         """Count the rows that wait."""
         return len(self._full) * self.batch_size + self._filled
 
+    def check(self, leaves: Leaves) -> None:
+        """Make sure that rows of these leaves can follow the rows that came before.
+
+        Raises:
+            BatchError: the leaves have other names, shapes or dtypes.
+        """
+        kinds = {path: _kind(leaf) for path, leaf in leaves.items()}
+        if not self._kinds:
+            self._kinds = kinds
+        if kinds.keys() != self._kinds.keys():
+            raise BatchError(
+                f"a batch with leaves {sorted(kinds)} follows one with {sorted(self._kinds)}; "
+                "all batches of a stream must have the same structure"
+            )
+        for path, kind in kinds.items():
+            if kind != self._kinds[path]:
+                raise BatchError(
+                    f"leaf batch{path} is {_say(kind)}, before it was {_say(self._kinds[path])}; "
+                    "every batch of a stream must have the same shapes and dtypes (pad, or bucket "
+                    "upstream)"
+                )
+
     def push(
         self,
         leaves: Leaves,
         indices: Tensor,
-        chosen: Leaves | None = None,
+        chosen: Mapping[str, Leaf] | None = None,
         void: Tensor | None = None,
     ) -> None:
         """Copy rows in; each row is copied once, straight to its place in an emitted batch.
 
+        Where leaves stay on the host while `indices` are on a device, such as lists of strings,
+        this waits for the indices; leaves on the device alone never make it wait.
+
         Args:
-            leaves: a flattened candidate batch, b rows each.
-            indices: which rows, in the order they are to leave, shape (n,), int64, on the device
-                of the tensors among the leaves.
+            leaves: a flattened candidate batch, b rows each, as `check` accepts it.
+            indices: which rows, in the order they are to leave, shape (n,), int64.
             chosen: further columns with one row per index already, n rows each.
             void: slots to fill with zeros instead, shape (n,), bool, or None for none.
-
-        Raises:
-            BatchError: the leaves are not those of the rows that wait.
         """
-        columns = {**leaves, **(chosen or {})}
-        every = torch.arange(indices.shape[0], device=indices.device)
+        chosen = chosen or {}
         on_host: Tensor | None = None
-        taken = 0
-        while taken < indices.shape[0]:
-            filling = self._slots(columns)
-            room = min(self.batch_size - self._filled, indices.shape[0] - taken)
-            part = slice(taken, taken + room)
-            for path, leaf in columns.items():
-                rows = indices if path in leaves else every
+        taken, count = 0, indices.shape[0]
+        while taken < count:
+            part = slice(taken, min(taken + self.batch_size - self._filled, count))
+            filling = self._slots({**leaves, **chosen})
+            for path, leaf in leaves.items():
+                rows = indices
                 if not (isinstance(leaf, Tensor) and leaf.device == indices.device):
-                    on_host = indices.cpu() if on_host is None else on_host
-                    rows = on_host
+                    rows = on_host = indices.cpu() if on_host is None else on_host
                 take_rows(leaf, rows[part], filling[path], self._filled)
-                if void is not None:
-                    _clear(filling[path], self._filled, void[part])
-            taken += room
-            self._filled += room
+            for path, leaf in chosen.items():
+                put_rows(leaf[part], filling[path], self._filled)
+            if void is not None:
+                for slots in filling.values():
+                    clear_rows(slots, self._filled, void[part])
+            self._filled += part.stop - part.start
+            taken = part.stop
             if self._filled == self.batch_size:
                 self._full.append(filling)
-                self._filling, self._filled = None, 0
+                self._filling, self._filled = {}, 0
 
     def pop(self) -> Leaves | None:
         """Take the oldest full batch out, or None when fewer than `batch_size` rows wait."""
         return self._full.popleft() if self._full else None
 
-    def flush(self) -> Leaves | None:
-        """Take out the rows of the last, short batch, or None when there are none."""
-        if self._filling is None or self._filled == 0:
-            return None
-        rest = {path: _rows(leaf, 0, self._filled) for path, leaf in self._filling.items()}
-        self._filling, self._filled = None, 0
-        return rest
-
     def state_dict(self) -> dict[str, Any]:
         """Copy out every waiting row: full batches, then the part of the next."""
-        part = self._filling or {}
+        waiting = [*self._full, *([self._filling] if self._filled else [])]
+        tensors = {p: t for leaves in waiting for p, t in leaves.items() if isinstance(t, Tensor)}
         return {
             "batch_size": self.batch_size,
-            "full": [dict(leaves) for leaves in self._full],
-            "part": {path: _rows(leaf, 0, self._filled) for path, leaf in part.items()},
+            "full": [
+                {path: copy_rows(leaf, self.batch_size) for path, leaf in leaves.items()}
+                for leaves in self._full
+            ],
+            "part": {path: copy_rows(leaf, self._filled) for path, leaf in self._filling.items()},
             "filled": self._filled,
+            "leaves": list(self._kinds),
+            "devices": {path: tensor.device.type for path, tensor in tensors.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device | None = None) -> None:
-        """Wait with the rows of `state`, on `device` where they are tensors.
+        """Wait with the rows of `state`.
+
+        Args:
+            state: what `state_dict` returned.
+            device: where tensors go; None for the kind of device that they came from.
 
         Raises:
             ValueError: the state belongs to another batch size.
@@ -113,68 +149,59 @@ class Buffer:
                 f"the snapshot emits batches of {state['batch_size']} rows, this loader of "
                 f"{self.batch_size}; construct the loader with the snapshot's batch_size"
             )
+        homes = {path: kept_at(kind, device) for path, kind in state["devices"].items()}
         self._full = deque(
-            {path: _restored(leaf, device) for path, leaf in leaves.items()}
+            {path: _restored(leaf, homes.get(path)) for path, leaf in leaves.items()}
             for leaves in state["full"]
         )
-        self._filling, self._filled = None, int(state["filled"])
-        if self._filled:
-            self._filling = {}
-            for path, leaf in state["part"].items():
-                rows = _restored(leaf, device)
-                slots = slots_for(rows, self.batch_size)
-                slots[: self._filled] = rows  # type: ignore[index,assignment]
-                self._filling[path] = slots
+        self._filling, self._filled = {}, int(state["filled"])
+        for path, leaf in state["part"].items():
+            rows = _restored(leaf, homes.get(path))
+            self._filling[path] = slots_for(rows, self.batch_size)
+            put_rows(rows, self._filling[path], 0)
+        waiting = self._full[0] if self._full else self._filling
+        self._kinds = {path: _kind(waiting[path]) for path in state["leaves"] if waiting}
 
     def _slots(self, leaves: Leaves) -> Leaves:
-        if self._filling is None:
+        if not self._filling:
             self._filling = {
                 path: slots_for(leaf, self.batch_size) for path, leaf in leaves.items()
             }
-        if self._filling.keys() != leaves.keys():
-            raise BatchError(
-                f"a batch with leaves {sorted(leaves)} follows one with {sorted(self._filling)}; "
-                "all batches of a stream must have the same structure"
-            )
-        for path, leaf in leaves.items():
-            _check_alike(path, leaf, self._filling[path])
         return self._filling
 
 
-def _check_alike(path: str, leaf: Leaf, slots: Leaf) -> None:
-    if isinstance(leaf, list) or isinstance(slots, list):
-        alike = isinstance(leaf, list) and isinstance(slots, list)
-    else:
-        alike = leaf.shape[1:] == slots.shape[1:] and leaf.dtype == slots.dtype
-    if not alike:
-        raise BatchError(
-            f"leaf batch{path} is {_describe(leaf)}, rows before it were {_describe(slots)}; every "
-            "batch of a stream must have the same shapes and dtypes (pad, or bucket upstream)"
-        )
+def kept_at(kind: str, device: torch.device | None) -> torch.device:
+    """Choose where restored tensors go.
+
+    Args:
+        kind: type of the device that they came from, such as "cuda".
+        device: where the caller wants them, or None.
+
+    Returns:
+        `device`, or else the current device of that type, or the CPU where there is none.
+
+    >>> kept_at("cpu", None)
+    device(type='cpu')
+    """
+    if device is not None:
+        return device
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device(kind if here is not None and here.type == kind else "cpu")
 
 
-def _describe(leaf: Leaf) -> str:
+def _kind(leaf: Leaf) -> _Kind:
     if isinstance(leaf, list):
-        return "a list"
-    return f"{type(leaf).__name__} rows of shape {tuple(leaf.shape[1:])}, {leaf.dtype}"
+        return ("a list", None, ())
+    name = "a tensor" if isinstance(leaf, Tensor) else "an array"
+    return (name, leaf.dtype, tuple(leaf.shape[1:]))
 
 
-def _clear(slots: Leaf, start: int, void: Tensor) -> None:
-    if isinstance(slots, Tensor) and slots.device == void.device:
-        rows = slots[start : start + void.shape[0]]
-        rows.masked_fill_(void.reshape(-1, *[1] * (rows.ndim - 1)), 0)
+def _say(kind: _Kind) -> str:
+    name, dtype, shape = kind
+    return name if dtype is None else f"{name} with rows of shape {shape} and dtype {dtype}"
 
 
-def _rows(leaf: Leaf, start: int, stop: int) -> Leaf:
-    rows = leaf[start:stop]
-    return (
-        rows
-        if isinstance(rows, list)
-        else cast("Leaf", rows.clone() if isinstance(rows, Tensor) else rows.copy())
-    )
-
-
-def _restored(leaf: Leaf, device: torch.device | None) -> Leaf:
+def _restored(leaf: Leaf, home: torch.device | None) -> Leaf:
     if isinstance(leaf, Tensor):
-        return leaf.to(device) if device is not None else leaf.clone()
+        return leaf.to(home, copy=True)
     return leaf.copy() if isinstance(leaf, np.ndarray) else list(leaf)

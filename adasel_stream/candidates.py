@@ -1,13 +1,16 @@
 """The wrapped source: candidate batches in order, and where to go on after a restart."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar
 
 from adasel_stream.errors import SourceError
 from adasel_stream.types import Batch, Stateful
 
 __all__ = ["Candidates"]
+
+_T = TypeVar("_T")
+_END: Final = object()
 
 
 class Candidates:
@@ -20,26 +23,38 @@ class Candidates:
     Args:
         source: any iterable of batches.
         replay: whether a source without state may be read again on resume.
+
+    Raises:
+        TypeError: the source cannot be iterated over.
+
+    >>> candidates = Candidates([["a"], ["b"]])
+    >>> candidates.start()
+    >>> candidates.next(), candidates.state_dict()
+    (['a'], {'taken': 1})
     """
 
     def __init__(self, source: Iterable[Batch], *, replay: bool = False) -> None:
+        if not isinstance(source, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"source must be an iterable of batches, got {type(source).__name__}")
         self._source = source
         self._replay = replay
         self._iterator: Iterator[Batch] | None = None
         self._taken = 0
-        self._skip = 0
+        self._goes_on = False
         self._held: tuple[Batch, dict[str, Any]] | None = None
 
     def start(self) -> None:
-        """Begin a pass; the first after `load_state_dict` continues the one it describes."""
-        if self._skip == 0:
+        """Begin a pass, or go on with the one that was loaded or that the source broke off.
+
+        Raises:
+            SourceError: the source raised, or ended before the place to go on from.
+        """
+        goes_on, self._goes_on = self._goes_on, False
+        if not goes_on:
             self._taken = 0
-        self._held = None
-        try:
-            self._iterator = iter(self._source)
-        except Exception as error:
-            raise self._failed(error) from error
-        if self._skip:
+        self.stop()
+        self._iterator = self._asking(lambda: iter(self._source))
+        if goes_on and not isinstance(self._source, Stateful):
             self._read_again()
 
     def next(self) -> Batch:
@@ -57,11 +72,15 @@ class Candidates:
         return batch
 
     def peek(self) -> Batch:
-        """Look at the next candidate batch without taking it."""
+        """Look at the next candidate batch without taking it; raises as `next` does."""
         if self._held is None:
             before = self.state_dict()
             self._held = (self._pull(), before)
         return self._held[0]
+
+    def stop(self) -> None:
+        """Let go of the source's iterator: the pass is over or given up."""
+        self._iterator, self._held = None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the position after the last batch taken."""
@@ -73,13 +92,12 @@ class Candidates:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batch that `state` describes, at the next `start`.
+        """Go on after the batch that `state` describes, at the next `start`.
 
         Raises:
             SourceError: the source has no state and may not be read again.
         """
-        self._held = None
-        self._taken = int(state["taken"])
+        taken = int(state["taken"])
         if isinstance(self._source, Stateful):
             if "source" not in state:
                 raise SourceError(
@@ -87,51 +105,65 @@ class Candidates:
                     "resume with the source that the snapshot was taken from"
                 )
             self._source.load_state_dict(state["source"])
-            return
-        if self._taken and not self._replay:
+        elif taken and not self._replay:
             raise SourceError(
                 f"{type(self._source).__name__} has no state_dict, so it cannot continue after "
-                f"batch {self._taken}; wrap a source that has one (ParquetSource, TarSource, "
+                f"batch {taken}; wrap a source that has one (ParquetSource, TarSource, "
                 "torchdata's StatefulDataLoader), or pass replay=True if it always gives the same "
                 "batches in the same order"
             )
-        self._skip = self._taken
+        self.stop()
+        self._taken, self._goes_on = taken, True
 
     def close(self) -> None:
-        """Drop the iterator and close the source, if it can be closed."""
-        self._iterator, self._held = None, None
+        """Let go of the source, and close it if it can be closed."""
+        self.stop()
         close = getattr(self._source, "close", None)
         if callable(close):
             close()
 
     def _read_again(self) -> None:
-        warnings.warn(
-            f"{type(self._source).__name__} has no state_dict: reading {self._skip} batches again "
-            "to find the place; the run continues exactly only if they come in the same order",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        skip, self._skip = self._skip, 0
-        for index in range(skip):
+        if self._taken:
+            warnings.warn(
+                f"{type(self._source).__name__} has no state_dict: reading {self._taken} batches "
+                "again to find the place; the run continues exactly only if they come in the same "
+                "order",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        for index in range(self._taken):
             try:
                 self._pull()
             except StopIteration:
                 raise SourceError(
-                    f"the source ended after {index} batches, the snapshot was taken after {skip}; "
-                    "it is not the same stream"
+                    f"the source ended after {index} batches, the snapshot was taken after "
+                    f"{self._taken}; it is not the same stream"
                 ) from None
 
     def _pull(self) -> Batch:
-        assert self._iterator is not None, "start comes first"
-        try:
-            return next(self._iterator)
-        except StopIteration:
-            raise
-        except Exception as error:
-            raise self._failed(error) from error
+        iterator = self._iterator
+        assert iterator is not None, "start comes first"
+        batch = self._asking(lambda: next(iterator, _END))
+        if batch is _END:
+            raise StopIteration
+        return batch
 
-    def _failed(self, error: Exception) -> SourceError:
-        return SourceError(
-            f"source {type(self._source).__name__} raised {type(error).__name__} at candidate "
-            f"batch {self._taken}; rows selected so far are kept, iterate again to go on"
-        )
+    def _asking(self, ask: Callable[[], _T]) -> _T:
+        """Ask the source for something, and say where it failed if it does."""
+        try:
+            return ask()
+        except Exception as error:
+            if isinstance(self._source, Stateful):
+                # a new pass would repeat what was trained on
+                self._source.load_state_dict(self._source.state_dict())
+                self._goes_on = True
+            place = f"after {self._taken} candidate batches of this pass"
+            then = "go on from there" if self._goes_on else "start a new pass"
+            advice = f"rows selected so far are kept; iterate again to {then}"
+            if isinstance(error, SourceError):
+                error.add_note(f"It happened {place}; {advice}.")
+                raise
+            name = type(self._source).__name__
+            raise SourceError(
+                f"source {name} raised {type(error).__name__} {place}; {advice}"
+            ) from error

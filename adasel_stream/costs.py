@@ -1,8 +1,10 @@
 """What a configuration can save, by arithmetic, before the first step."""
 
+import sys
+import warnings
 from typing import NamedTuple
 
-__all__ = ["BACKWARD_FORWARDS", "Cost", "cost_of"]
+__all__ = ["BACKWARD_FORWARDS", "Cost", "cost_of", "tell"]
 
 BACKWARD_FORWARDS = 2.0
 """A backward pass costs about this many forward passes."""
@@ -15,12 +17,14 @@ class Cost(NamedTuple):
         score: share that scoring takes.
         train: share that training on the selected rows takes.
         saved: 1 - score - train; negative when selection costs more than it spares.
+        pays: whether anything can be saved, at best where losses are known.
         line: the same in a sentence.
     """
 
     score: float
     train: float
     saved: float
+    pays: bool
     line: str
 
 
@@ -37,12 +41,34 @@ def cost_of(sampling_rate: float, *, forward: bool, record: bool) -> Cost:
     """
     whole = 1 + BACKWARD_FORWARDS
     score = 1 / whole if forward else 0.0
-    saved = 1 - score - sampling_rate
+    saved = round(1 - score - sampling_rate, 12)
+    at_best = 1 - sampling_rate if record else saved
     line = (
-        f"adasel_stream: training on {sampling_rate:.0%} of the stream"
-        + (f", scoring all of it at {score:.0%} of the cost of training," if forward else "")
-        + f" can save {max(saved, 0):.0%} of full training's compute"
-        + (f", up to {1 - sampling_rate:.0%} where losses are known" if forward and record else "")
+        f"adasel_stream: training on {_percent(sampling_rate)} of the stream"
+        + (f", scoring all of it at {_percent(score)} of the cost of training," if forward else "")
+        + f" can save {_percent(max(saved, 0))} of full training's compute"
+        + (f", up to {_percent(at_best)} where losses are known" if forward and record else "")
         + f" (a backward pass taken as {BACKWARD_FORWARDS:g} forward passes)"
     )
-    return Cost(score, sampling_rate, saved, line)
+    return Cost(score, sampling_rate, saved, at_best > 0, line)
+
+
+def tell(cost: Cost, *, stacklevel: int) -> None:
+    """Print the cost to stderr, and warn at the caller's line when selection cannot pay.
+
+    Args:
+        cost: what to tell.
+        stacklevel: how many calls above this one the caller is.
+    """
+    print(cost.line, file=sys.stderr)
+    if not cost.pays:
+        warnings.warn(
+            f"selection cannot pay at sampling_rate={cost.train:g}: scoring costs at least as much "
+            "as it spares; lower the rate, or select from recorded losses",
+            RuntimeWarning,
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

@@ -1,7 +1,7 @@
 """Losses of candidates: recorded where they are known, scored where they are not."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -9,14 +9,33 @@ import torch
 from torch import Tensor
 
 from adasel_stream import trees
-from adasel_stream.errors import BatchError
-from adasel_stream.record import LossRecord, instance_ids
+from adasel_stream.ids import as_ids, find_ids
+from adasel_stream.record import LossRecord
+from adasel_stream.rows import Leaves, slots_for, take_rows
 from adasel_stream.scorers import Score, as_scored, checked
 from adasel_stream.types import Batch, Ids, Scored
 
-__all__ = ["KnownLosses", "as_ids", "find_ids"]
+__all__ = ["KnownLosses", "Losses"]
 
-Int64s = npt.NDArray[np.int64]
+Int64s: TypeAlias = npt.NDArray[np.int64]
+_NO_AGES = np.zeros(0, dtype=np.float32)
+
+_LOSSES_OF_MEAN = 10_000
+"""About how many of the last recorded losses the mean is of that stands in for an unknown one."""
+
+
+class Losses(NamedTuple):
+    """Losses of a candidate batch, and where they came from.
+
+    Attributes:
+        scored: losses, shape (b,), with last-layer quantities if every row was scored.
+        fresh: rows that were scored now, shape (b,), bool.
+        ages_s: ages of the recorded losses that were reused, in seconds, float32.
+    """
+
+    scored: Scored
+    fresh: npt.NDArray[np.bool_]
+    ages_s: npt.NDArray[np.float32]
 
 
 class KnownLosses:
@@ -25,56 +44,103 @@ class KnownLosses:
     Args:
         score: gives losses of the rows that are not known; None where the record is all there is.
         record: losses by instance id, or None to score every row.
+        where: where a batch holds its ids, as `find_ids` takes it; needed with a record.
+
+    Raises:
+        TypeError: score is no function, or record no `LossRecord`.
+        ValueError: there is neither score nor record, or a record without `where`.
     """
 
-    def __init__(self, score: Score | None, record: LossRecord | None) -> None:
+    def __init__(self, score: Score | None, record: LossRecord | None, where: Any) -> None:
+        if score is None and record is None:
+            raise ValueError("losses must come from somewhere: pass score=, record=, or both")
+        if score is not None and not callable(score):
+            raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
+        if record is not None and not isinstance(record, LossRecord):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"record must be a LossRecord, got {type(record).__name__}")
+        if record is not None and where is None:
+            raise ValueError(
+                "record= needs ids=: the key of a batch under which it holds its instances' ids, "
+                'such as ids="__key__"'
+            )
         self._score = score
         self._record = record
-        self._mean = 0.0  # of the losses recorded so far; stands in for an unknown one
+        self._where = where
+        self._mean = 0.0
         self._recorded = 0
 
-    def of(
-        self, batch: Batch, leaves: trees.Leaves, rows: int, ids: Int64s | None
-    ) -> tuple[Scored, npt.NDArray[np.bool_]]:
-        """Give the losses of a candidate batch, and which of its rows were scored now.
+    def ids_of(self, batch: Batch, rows: int) -> Int64s | None:
+        """Take the ids out of a batch, or give None where no record needs them.
+
+        Raises:
+            BatchError: there are none, or not one per row.
+        """
+        return None if self._record is None else find_ids(batch, self._where, rows)
+
+    def losses_of(self, batch: Batch, leaves: Leaves, rows: int, ids: Int64s | None) -> Losses:
+        """Give the losses of a candidate batch, scoring the rows that are not known.
 
         Args:
             batch: the candidates, where they are to be scored.
             leaves: the same, flattened.
             rows: b.
-            ids: instance ids, shape (b,), or None without a record.
+            ids: instance ids, b of them, or None without a record.
 
-        Returns:
-            losses (b,), and a mask of the freshly scored rows, shape (b,).
+        Raises:
+            ScoreError: the score did not give one loss per row.
         """
         if self._record is None or ids is None:
-            return self._forward(batch, rows), np.ones(rows, dtype=np.bool_)
+            every = np.ones(rows, dtype=np.bool_)
+            return Losses(self._scored(batch, rows), every, _NO_AGES)
         known = self._record.lookup(ids)
-        unknown = ~known.known
+        unknown, ages_s = ~known.known, known.age_s[known.known]
+        if self._score is not None and unknown.all():
+            return Losses(self._scored(batch, rows), unknown, ages_s)
+        guessed = np.where(unknown, np.float32(self._mean), known.losses)
+        losses = torch.from_numpy(guessed).to(_device_of(leaves), non_blocking=True)
         if self._score is None:
-            losses = np.where(known.known, known.losses, np.float32(self._mean))
-            return Scored(torch.from_numpy(losses).to(_device_of(leaves))), np.zeros_like(unknown)
-        if unknown.all():
-            return self._forward(batch, rows), unknown
-        losses = torch.from_numpy(known.losses).to(_device_of(leaves), non_blocking=True)
+            return Losses(Scored(losses), np.zeros_like(unknown), ages_s)
         if unknown.any():
             where = torch.from_numpy(np.flatnonzero(unknown))
-            fresh = self._forward(_rows(batch, leaves, where), where.shape[0]).losses
-            losses = losses.to(fresh.device, fresh.dtype)
+            fresh = self._scored(_part(batch, leaves, where), where.shape[0]).losses
+            losses = losses.to(fresh.device, non_blocking=True)
             losses = losses.index_copy(0, where.to(fresh.device, non_blocking=True), fresh)
-        return Scored(losses), unknown
+        return Losses(Scored(losses), unknown, ages_s)
 
     def observe(self, ids: Int64s, losses: npt.NDArray[Any]) -> None:
-        """Record fresh losses, shape (n,), of instances, shape (n,)."""
+        """Record losses, floating point, shape (n,), of instances, shape (n,)."""
         if self._record is None or len(ids) == 0:
             return
         self._record.update(ids, losses)
         finite = losses[np.isfinite(losses)]
         if finite.size:
             self._recorded += finite.size
-            # an even mean at first, then one over about the last 10,000 losses
-            share = min(1.0, max(finite.size / self._recorded, finite.size / 10_000))
+            # an even mean at first
+            share = finite.size / min(self._recorded, max(_LOSSES_OF_MEAN, finite.size))
             self._mean += share * (float(finite.mean(dtype=np.float64)) - self._mean)
+
+    def take_in(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
+        """Check losses that were computed elsewhere, and record them.
+
+        Args:
+            ids: instance ids, n of them.
+            losses: floating point, shape (n,).
+
+        Raises:
+            ValueError: there is no record, or not one loss per id.
+            BatchError: ids that are neither whole numbers nor strings.
+            RecordError: losses that are not floating point.
+        """
+        if self._record is None:
+            raise ValueError("there is no record to observe losses; construct with record=")
+        if isinstance(losses, Tensor):
+            losses = losses.detach().float().cpu().numpy()
+        keys, values = as_ids(ids), np.asarray(losses)
+        if values.shape != (len(keys),):
+            raise ValueError(
+                f"losses must have shape ({len(keys)},), one per id, got {values.shape}"
+            )
+        self.observe(keys, values)
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the record and the running mean."""
@@ -82,92 +148,32 @@ class KnownLosses:
         return {"record": record, "mean": self._mean, "recorded": self._recorded}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        self._mean, self._recorded = float(state["mean"]), int(state["recorded"])
+        """Go on from `state`.
+
+        Raises:
+            RecordError: the record is of another capacity or seed.
+        """
         if self._record is not None and state["record"] is not None:
             self._record.load_state_dict(state["record"])
+        self._mean, self._recorded = float(state["mean"]), int(state["recorded"])
 
-    def _forward(self, batch: Batch, rows: int) -> Scored:
+    def _scored(self, batch: Batch, rows: int) -> Scored:
         assert self._score is not None, "without score there is a record"
         return checked(as_scored(self._score(batch)), rows)
 
 
-def find_ids(batch: Batch, where: Any, rows: int) -> Int64s:
-    """Take the instance ids out of a batch.
-
-    Args:
-        batch: the candidates.
-        where: a key or an attribute, a tuple of them, or a function of the batch.
-        rows: b.
-
-    Raises:
-        BatchError: there is nothing there, or not one id per row.
-
-    >>> find_ids({"meta": {"id": [7, 8]}}, ("meta", "id"), 2)
-    array([7, 8])
-    """
-    try:
-        found = where(batch) if callable(where) else _follow(batch, where)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise BatchError(
-            f"ids={where!r} is not in the batch, whose leaves are "
-            f"{', '.join(trees.flatten(batch)) or 'none'}; name a key, a path of keys or a function"
-        ) from error
-    ids = as_ids(found)
-    if ids.shape != (rows,):
-        raise BatchError(f"ids={where!r} gives shape {ids.shape}, expected ({rows},): one per row")
-    return ids
-
-
-def as_ids(ids: Ids | Tensor) -> Int64s:
-    """Convert ids to int64, strings by their hash.
-
-    Raises:
-        BatchError: ids that are neither whole numbers nor strings.
-
-    >>> as_ids(torch.tensor([3, 4]))
-    array([3, 4])
-    """
-    if isinstance(ids, Tensor):
-        ids = ids.detach().cpu().numpy()
-    if isinstance(ids, list | tuple) and all(isinstance(i, str) for i in ids):
-        return instance_ids(ids)
-    array = np.asarray(ids)
-    if array.dtype.kind in "UO" and all(isinstance(i, str) for i in array.ravel().tolist()):
-        return instance_ids(array.tolist())
-    if array.dtype.kind not in "iu":
-        raise BatchError(
-            f"ids have dtype {array.dtype}, expected whole numbers or strings; ids that travel as "
-            "floats lose their last digits"
-        )
-    if array.dtype == np.uint64:
-        return array.view(np.int64)
-    return array.astype(np.int64, copy=False)
-
-
-def _follow(batch: Batch, where: Any) -> Any:
-    node = batch
-    for key in where if isinstance(where, tuple) else (where,):
-        try:
-            node = node[key]
-        except (TypeError, KeyError, IndexError):
-            if not isinstance(key, str) or not hasattr(node, key):
-                raise
-            node = getattr(node, key)  # dataclasses and named tuples
-    return node
-
-
-def _rows(batch: Batch, leaves: trees.Leaves, where: Tensor) -> Batch:
-    taken: trees.Leaves = {}
+def _part(batch: Batch, leaves: Leaves, where: Tensor) -> Batch:
+    """Build a batch of the rows that `where` names, shape (n,), int64, on the host."""
+    taken: Leaves = {}
     for path, leaf in leaves.items():
-        slots = trees.slots_for(leaf, where.shape[0])
-        on_device = isinstance(leaf, Tensor) and leaf.device.type != "cpu"
-        indices = where.to(leaf.device, non_blocking=True) if on_device else where  # type: ignore[union-attr]
-        trees.take_rows(leaf, indices, slots, 0)
-        taken[path] = slots
+        indices = where
+        if isinstance(leaf, Tensor):
+            indices = where.to(leaf.device, non_blocking=True)
+        taken[path] = slots_for(leaf, where.shape[0])
+        take_rows(leaf, indices, taken[path], 0)
     return trees.rebuild(batch, taken)
 
 
-def _device_of(leaves: trees.Leaves) -> torch.device:
+def _device_of(leaves: Leaves) -> torch.device:
     tensors = [leaf for leaf in leaves.values() if isinstance(leaf, Tensor)]
     return tensors[0].device if tensors else torch.device("cpu")

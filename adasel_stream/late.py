@@ -17,7 +17,7 @@ Then: TypeAlias = Callable[..., None]
 
 @dataclass(frozen=True, slots=True)
 class _Parcel:
-    arrays: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
     sent: torch.Event
     then: Then
 
@@ -42,14 +42,14 @@ class Late:
 
     def send(self, tensors: tuple[Tensor, ...], then: Then) -> None:
         """Copy tensors to the host and call `then` with them, now or at a later `poll`."""
-        device = tensors[0].device
-        if device.type == "cpu":
+        devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
+        if not devices:
             then(*(_array(tensor) for tensor in tensors))
             return
-        arrays = tuple(_to_pinned(tensor) for tensor in tensors)
-        sent = torch.Event(device)
+        copies = tuple(_to_host(tensor) for tensor in tensors)
+        sent = torch.Event(devices.pop())
         sent.record()
-        self._under_way.append(_Parcel(arrays, sent, then))
+        self._under_way.append(_Parcel(copies, sent, then))
 
     def poll(self) -> None:
         """Hand on what has arrived, in order."""
@@ -64,14 +64,14 @@ class Late:
 
     def _hand_on(self) -> None:
         parcel = self._under_way.popleft()
-        parcel.then(*(_array(tensor) for tensor in parcel.arrays))
+        parcel.then(*(_array(tensor) for tensor in parcel.tensors))
 
 
-def _to_pinned(tensor: Tensor) -> Tensor:
-    pinned = torch.empty(
+def _to_host(tensor: Tensor) -> Tensor:
+    host = torch.empty(
         tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=tensor.device.type == "cuda"
     )
-    return pinned.copy_(tensor.detach(), non_blocking=True)
+    return host.copy_(tensor.detach(), non_blocking=True)
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

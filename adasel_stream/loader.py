@@ -1,33 +1,30 @@
 """`SelectingLoader`: between a stream of candidate batches and its trainer."""
 
-import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from adasel_stream import trees
 from adasel_stream.adaselection import Policy
 from adasel_stream.candidates import Candidates
-from adasel_stream.costs import cost_of
+from adasel_stream.chooser import Chooser
+from adasel_stream.costs import cost_of, tell
 from adasel_stream.errors import AdaselError
-from adasel_stream.known import KnownLosses, as_ids
+from adasel_stream.known import KnownLosses
 from adasel_stream.methods import DEFAULT_METHODS, gradient_norm, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
-from adasel_stream.scorers import ModelScorer, Score
-from adasel_stream.selector import Selector
+from adasel_stream.scorers import Score, scorer_for
+from adasel_stream.selector import Emitted, Selector
 from adasel_stream.types import Batch, Ids, Method
 
 __all__ = ["SelectingLoader"]
 
-FORMAT = 1
+FORMAT: Final = 1
 """Version of `state_dict`."""
 
 
@@ -49,8 +46,9 @@ class SelectingLoader:
         batch_size: rows of every emitted batch; by default those of the first candidate batch.
         record: known losses by instance; known and fresh ones are not scored again.
         ids: where a batch holds its instances' ids: a key, a path such as ("meta", "id"), or a
-            function of the batch. Needed with `record`.
-        device: where batches are scored and emitted; None leaves them where they are.
+            function of the batch. Needed with `record`, unused without.
+        device: where batches are scored and emitted; numeric arrays become tensors there. None
+            leaves batches where they are.
         autocast: dtype to autocast scoring to, or None.
         seed: seeds every random choice of this loader; no global generator is touched.
         replay: whether a source without `state_dict` may be read again on resume.
@@ -84,51 +82,37 @@ class SelectingLoader:
         replay: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
-        if not isinstance(source, Iterable):
-            raise TypeError(f"source must be an iterable of batches, got {type(source).__name__}")
-        _check(sampling_rate, batch_size, score, record, ids)
-        self._policy = resolve_policy(policy)
-        self._methods = resolve_methods(methods)
-        _check_floor(self._policy, len(self._methods))
-        wants_norms = gradient_norm in self._methods.values()
-        if wants_norms and record is not None:
+        rule, named = resolve_policy(policy), resolve_methods(methods)
+        norms = gradient_norm in named.values()
+        if norms and record is not None:
             raise ValueError(
                 "method 'gradient_norm' needs a forward pass of every row and record= skips it for "
                 "known rows; leave one of them out"
             )
-        if model is not None and score is not None:
-            score = ModelScorer(score, model, autocast=autocast, last_layer=wants_norms)
-        self.metrics = metrics or Metrics(
-            list(self._methods),
-            sampling_rate=sampling_rate,
-            batch_size=batch_size or 1,
-            policy=self._policy.name,
-        )
-        self._known = KnownLosses(score, record)
+        scorer = scorer_for(score, model, autocast=autocast, last_layer=norms)
+        known = KnownLosses(scorer, record, ids)
+        chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
+        self.metrics = metrics or Metrics(
+            list(named), sampling_rate=sampling_rate, batch_size=1, policy=rule.name
+        )
         self._selector = Selector(
-            self._known,
-            self._methods,
-            self._policy,
-            sampling_rate=sampling_rate,
-            batch_size=batch_size,
-            ids=ids,
-            device=None if device is None else torch.device(device),
-            seed=seed,
-            metrics=self.metrics,
+            known, chooser, batch_size=batch_size, device=device, metrics=self.metrics
         )
         self._settings = {
             "sampling_rate": sampling_rate,
-            "policy": self._policy.name,
-            "methods": list(self._methods),
+            "policy": rule.name,
+            "methods": list(named),
             "seed": seed,
+            "record": record is not None,
         }
         self._cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
         self._told = False
-        self._template: Batch = None
-        self._emitted: trees.Leaves | None = None
-        self._running: Iterator[Batch] | None = None
-        self.metrics.watch(record=record, source=source if hasattr(source, "counts") else None)  # type: ignore[arg-type]
+        self._emitted: Emitted | None = None
+        self._taught = False
+        self._step_began_s: float | None = None
+        self._pass: object = None
+        _watch(self.metrics, score, record, source)
 
     @property
     def weights(self) -> Tensor:
@@ -137,27 +121,45 @@ class SelectingLoader:
         Raises:
             AdaselError: no batch was emitted yet.
         """
-        return self._last()["weights"]  # type: ignore[return-value]
+        return self._last().weights
 
     def __iter__(self) -> Iterator[Batch]:
-        """Start a pass over the source.
+        """Make a pass over the source; one at a time, a newer pass ends an older one.
 
         Raises:
-            AdaselError: another pass is still under way; close it, or end its loop, first.
+            AdaselError: a newer pass has begun, or another state was loaded meanwhile.
+            SourceError, BatchError, ScoreError, MethodError: the source failed, or a candidate
+                batch cannot be used; rows that were selected before are kept.
         """
-        if self._running is not None:
-            raise AdaselError(
-                "this loader is being iterated already; two loops would share one position. End "
-                "the first, or make a second loader"
-            )
-        self._running = self._batches()
-        return self._running
+        mine = self._pass = object()
+        self._tell_cost()
+        self._candidates.start()
+        try:
+            while self._pass is mine and self._fill():
+                batch, self._emitted = self._selector.pop()
+                self._taught = False
+                self._step_began_s = time.perf_counter()
+                with self.metrics.phase("train"):
+                    yield batch
+                del batch  # while the next candidates are scored, only the trainer may hold it
+                if self._pass is mine:
+                    self._end_step()
+            if self._pass not in (mine, None):
+                raise AdaselError(
+                    "this pass is over: the loader was iterated anew or its state was loaded. Use "
+                    "the newest iterator, or make a second loader"
+                )
+        finally:
+            if self._pass in (mine, None):
+                self._end_step()
+                self._candidates.stop()
 
     def mean(self, losses: Tensor) -> Tensor:
         """Average the emitted batch's losses by importance, and learn from them.
 
         The result estimates the mean loss over all candidates. The losses go to the record and
-        move the method weights, both without waiting for the device.
+        move the method weights, both without waiting for the device; only those of the first
+        call for a batch do.
 
         Args:
             losses: fresh losses of the batch emitted last, shape (batch_size,), with gradient.
@@ -170,14 +172,16 @@ class SelectingLoader:
             AdaselError: no batch was emitted yet.
         """
         last = self._last()
-        weights = self.weights
-        if losses.shape != weights.shape:
+        if losses.shape != last.weights.shape:
             hint = '; compute it with reduction="none"' if losses.ndim == 0 else ""
             raise ValueError(
-                f"losses must have shape {tuple(weights.shape)}, one per row of the batch emitted "
-                f"last, got {tuple(losses.shape)}{hint}"
+                f"losses must have shape {tuple(last.weights.shape)}, one per row of the batch "
+                f"emitted last, got {tuple(losses.shape)}{hint}"
             )
-        self._selector.learn(last, losses.detach())
+        if not self._taught:
+            self._selector.learn(last, losses)
+            self._taught = True
+        weights = last.weights.to(losses.device, non_blocking=True)
         filled = weights > 0  # a void slot must not leak its loss, whatever that is
         weighted = torch.where(filled, losses * weights, 0.0)
         return weighted.sum() / filled.sum().clamp(min=1)
@@ -187,23 +191,21 @@ class SelectingLoader:
 
         Args:
             ids: instance ids, b of them.
-            losses: shape (b,).
+            losses: floating point, shape (b,).
 
         Raises:
             BatchError: ids that are neither whole numbers nor strings.
-            ValueError: not one loss per id.
+            ValueError: not one loss per id, or the loader has no record.
+            RecordError: losses that are not floating point.
         """
-        values = losses.detach().cpu().numpy() if isinstance(losses, Tensor) else np.asarray(losses)
-        keys = as_ids(ids)
-        if values.shape != keys.shape:
-            raise ValueError(f"one loss per id is expected, got {keys.shape} and {values.shape}")
-        self._known.observe(keys, values)
+        self._selector.observe(ids, losses)
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the loader after the batch emitted last, for `save_checkpoint`.
 
         Call it when that batch was trained on: what `mean` learnt is part of it.
         """
+        self._end_step()
         return {
             "format": FORMAT,
             "settings": dict(self._settings),
@@ -218,6 +220,7 @@ class SelectingLoader:
         Raises:
             ValueError: the state is of another format or of other settings; it names both.
             SourceError: the source cannot go back there.
+            RecordError: the state is of a record of other settings.
         """
         if state.get("format") != FORMAT:
             raise ValueError(
@@ -232,13 +235,12 @@ class SelectingLoader:
         self._candidates.load_state_dict(state["candidates"])
         self._selector.load_state_dict(state["selector"])
         self.metrics.load_state_dict(state["metrics"])
-        self._emitted = None
+        self._pass, self._emitted, self._step_began_s = object(), None, None
         self._told = True
 
     def close(self) -> None:
         """End the pass under way and close the source; rows that wait are kept."""
-        if self._running is not None:
-            self._running.close()  # type: ignore[attr-defined]
+        self._pass = None
         self._selector.drain()
         self._candidates.close()
 
@@ -250,79 +252,43 @@ class SelectingLoader:
         """Close the loader."""
         self.close()
 
-    def _batches(self) -> Iterator[Batch]:
-        try:
-            self._tell_cost()
-            self._candidates.start()
-            while True:
-                while self._selector.full and self._knows_structure():
-                    start = time.perf_counter()
-                    leaves, self._emitted = self._selector.pop()
-                    with self.metrics.phase("train"):
-                        yield trees.rebuild(self._template, leaves)
-                    self.metrics.observe_step(time.perf_counter() - start)
+    def _fill(self) -> bool:
+        """Offer candidates until a whole batch waits; False where the source ends before."""
+        while not (self._selector.full and self._selector.knows_structure):
+            try:
                 with self.metrics.phase("data_wait"):
-                    try:
-                        batch = self._candidates.next()
-                    except StopIteration:
-                        return
-                self._template = batch
-                self._selector.offer(batch)
-        finally:
-            self._running = None
-
-    def _knows_structure(self) -> bool:
-        if self._template is None:
-            try:  # resumed with whole batches waiting: the next candidates have their structure
-                self._template = self._candidates.peek()
+                    if self._selector.full:  # resumed: the next candidates show their structure
+                        self._selector.learn_structure(self._candidates.peek())
+                        continue
+                    candidates = self._candidates.next()
             except StopIteration:
                 return False
+            self._selector.offer(candidates)
+            del candidates  # not to be held while the source makes the next
         return True
 
-    def _last(self) -> trees.Leaves:
+    def _last(self) -> Emitted:
         if self._emitted is None:
             raise AdaselError("no batch was emitted yet; iterate over the loader first")
         return self._emitted
 
+    def _end_step(self) -> None:
+        """Count the step on the batch emitted last, once."""
+        if self._step_began_s is not None:
+            self.metrics.observe_step(time.perf_counter() - self._step_began_s)
+            self._step_began_s = None
+
     def _tell_cost(self) -> None:
-        if self._told:
-            return
-        self._told = True
-        print(self._cost.line, file=sys.stderr)
-        if self._cost.saved <= 0:
-            warnings.warn(
-                f"selection cannot pay at sampling_rate={self._settings['sampling_rate']:g}: "
-                "scoring costs at least as much as it spares; lower the rate, or select from "
-                "recorded losses",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if not self._told:
+            self._told = True
+            tell(self._cost, stacklevel=3)
 
 
-def _check(
-    sampling_rate: float,
-    batch_size: int | None,
-    score: Score | None,
-    record: LossRecord | None,
-    ids: Any,
+def _watch(
+    metrics: Metrics, score: Score | None, record: LossRecord | None, source: Iterable[Batch]
 ) -> None:
-    if not 0 < sampling_rate <= 1:
-        raise ValueError(f"sampling_rate must be in (0, 1], got {sampling_rate}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if score is None and record is None:
-        raise ValueError("losses must come from somewhere: pass score=, record=, or both")
-    if score is not None and not callable(score):
-        raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
-    if record is not None and ids is None:
-        raise ValueError(
-            "record= needs ids=: the key of a batch under which it holds its instances' ids, such "
-            'as ids="__key__"'
-        )
-
-
-def _check_floor(policy: Policy, methods: int) -> None:
-    if policy.floor * methods > 1:
-        raise ValueError(
-            f"floor {policy.floor} for each of {methods} methods is more than 1 in all; lower it"
-        )
+    """Tell the metrics where losses come from, and what else counts."""
+    if record is not None:
+        metrics.score_mode = "record" if score is None else "forward and record"
+    counts: Any = source if isinstance(getattr(source, "counts", None), Mapping) else None
+    metrics.watch(record=record, source=counts)

@@ -1,8 +1,11 @@
 """How many rows to choose, so that the long-run rate is exact to one sample."""
 
 import math
+from fractions import Fraction
 
 __all__ = ["Quota", "half_up"]
+
+_LARGEST_DENOMINATOR = 10**12
 
 
 def half_up(rows: int, sampling_rate: float) -> int:
@@ -23,16 +26,26 @@ class Quota:
         sampling_rate: γ, in (0, 1].
         whole_batches: round in every batch, as the paper prints, instead of carrying the rest.
 
+    Raises:
+        TypeError: sampling_rate is no number.
+        ValueError: sampling_rate is outside (0, 1].
+
     >>> quota = Quota(0.3)
     >>> [quota.take(5) for _ in range(4)]
     [1, 2, 1, 2]
     """
 
     def __init__(self, sampling_rate: float, *, whole_batches: bool = False) -> None:
+        if not isinstance(sampling_rate, float | int):
+            raise TypeError(f"sampling_rate must be a number, got {type(sampling_rate).__name__}")
+        if not 0 < sampling_rate <= 1:
+            raise ValueError(f"sampling_rate must be in (0, 1], got {sampling_rate}")
         self.sampling_rate = sampling_rate
         self.whole_batches = whole_batches
         self.seen = 0
         self.granted = 0
+        # 0.3 as 3/10: a product with the float would miss the rows that are due at some counts
+        self._share = Fraction(sampling_rate).limit_denominator(_LARGEST_DENOMINATOR)
 
     def take(self, rows: int) -> int:
         """Grant a number of rows for `rows` more candidates, in [0, rows]."""
@@ -40,9 +53,8 @@ class Quota:
         if self.whole_batches:
             grant = half_up(rows, self.sampling_rate)
         else:
-            # the small term keeps rates such as 0.3 whole where a product of floats is not
-            due = math.floor(self.sampling_rate * self.seen * (1 + 1e-15) + 1e-9)
-            grant = min(rows, due - self.granted)
+            due = self.seen * self._share.numerator // self._share.denominator
+            grant = min(rows, max(0, due - self.granted))
         self.granted += grant
         return grant
 

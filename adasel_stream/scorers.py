@@ -1,11 +1,11 @@
 """Losses of candidates from a forward pass that leaves no trace in training.
 
 The model is scored in eval mode and without gradients; afterwards its training flags, its
-buffers, the random state and the grad mode are what they were.
+buffers, torch's random state and the grad mode are what they were.
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeAlias
 
@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from adasel_stream.errors import ScoreError
 from adasel_stream.types import Batch, Scored
 
-__all__ = ["ModelScorer", "Score", "checked", "gradient_norms"]
+__all__ = ["ModelScorer", "Score", "as_scored", "checked", "gradient_norms", "scorer_for"]
+
+_Buffers: TypeAlias = dict[str, tuple[Tensor, int]]
+"""Buffers by name, each with the version that its writes in place count up."""
+
+_SMALL_BYTES = 1 << 20
+"""Buffers up to this size are copied before every scoring."""
 
 Score: TypeAlias = Callable[[Batch], Tensor | Scored]
 """From a candidate batch to its losses, shape (b,), alone or with last-layer quantities."""
@@ -34,6 +40,9 @@ class ModelScorer:
     The gradient needs the loss alone to be differentiated, never the model: the graph starts
     at the last layer's output.
 
+    Raises:
+        TypeError: an argument of another type.
+
     Source: Katharopoulos and Fleuret 2018, section 3.2, for the last-layer quantities.
 
     >>> model = nn.Linear(3, 2)
@@ -51,66 +60,75 @@ class ModelScorer:
         autocast: torch.dtype | None = None,
         last_layer: bool = False,
     ) -> None:
+        if not callable(score):
+            raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if autocast is not None and not isinstance(autocast, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"autocast must be a dtype such as torch.bfloat16, got {type(autocast).__name__}"
+            )
         self._score = score
         self._model = model
         self._autocast = autocast
         self._last_layer = last_layer
         self._head: nn.Linear | None = None
-        self._writes: set[str] | None = None  # buffers that the model writes even in eval mode
+        self._written: set[str] | None = None  # buffers seen to be written even in eval mode
 
     def __call__(self, batch: Batch) -> Scored:
         """Give losses (b,) and, if asked for, residuals (b, c) and features (b, h).
 
         Raises:
-            ScoreError: no linear layer took part although `last_layer` was asked for.
+            ScoreError: `last_layer` was asked for and the losses do not come from one.
         """
         with self._untouched(), self._autocasting():
-            if not self._last_layer:
-                return as_scored(self._score(batch))
+            if self._last_layer and self._head is None:
+                self._look_for_head(batch)
             if self._head is None:
-                self._head = self._find_head(batch)
+                return as_scored(self._score(batch))
             return self._capture(batch, self._head)
 
     @contextmanager
-    def _untouched(self) -> Iterator[None]:
-        modules = list(self._model.modules())
-        training = [module.training for module in modules]
-        names = self._writes
+    def _untouched(self) -> Generator[None]:
+        training = [(module, module.training) for module in self._model.modules()]
         # views share the version counter, so a write in place shows in them as well
-        before = {n: (b, b._version) for n, b in self._model.named_buffers()}
-        kept = {n: b.clone() for n, (b, _) in before.items() if names is None or n in names}
-        devices = {p.device for p in self._model.parameters() if p.device.type == "cuda"}
-        with torch.random.fork_rng(devices=list(devices)), torch.no_grad():
+        before = {name: (b, b._version) for name, b in self._model.named_buffers()}
+        kept = {name: b.clone() for name, (b, _) in before.items() if self._may_write(name, b)}
+        gpus = {p.device for p in self._model.parameters() if p.device.type == "cuda"}
+        with torch.random.fork_rng(devices=list(gpus)), torch.no_grad():
             # no_grad, not inference_mode: what a model caches while scoring must stay usable
-            self._model.eval()
             try:
+                self._model.eval()
                 yield
             finally:
-                for module, mode in zip(modules, training, strict=True):
+                for module, mode in training:
                     module.training = mode
                 self._restore_buffers(before, kept)
 
-    def _restore_buffers(
-        self, before: dict[str, tuple[Tensor, int]], kept: dict[str, Tensor]
-    ) -> None:
-        written: set[str] = set()
-        for name, buffer in self._model.named_buffers():
-            original, version = before.get(name, (buffer, buffer._version))
-            if buffer is original and buffer._version == version:
-                continue
-            written.add(name)
-            if name in kept:
-                original.copy_(kept[name])
-                owner, _, leaf = name.rpartition(".")
-                setattr(self._model.get_submodule(owner), leaf, original)
-            else:
-                warnings.warn(
-                    f"the model wrote its buffer {name!r} while it was scored, for the first time; "
-                    "that write stays, later ones will be undone",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
-        self._writes = written | (self._writes or set())
+    def _may_write(self, name: str, buffer: Tensor) -> bool:
+        # a frozen table of a gigabyte is copied once, to see that it is not written
+        return self._written is None or name in self._written or buffer.nbytes <= _SMALL_BYTES
+
+    def _restore_buffers(self, before: _Buffers, kept: dict[str, Tensor]) -> None:
+        after = dict(self._model.named_buffers())
+        written = {
+            name
+            for name, (buffer, version) in before.items()
+            if name in after and (after[name] is not buffer or buffer._version != version)
+        }
+        for name in written & kept.keys():
+            buffer, _ = before[name]
+            buffer.copy_(kept[name])
+            owner, _, leaf = name.rpartition(".")
+            setattr(self._model.get_submodule(owner), leaf, buffer)
+        if missed := written - kept.keys():
+            warnings.warn(
+                f"the model wrote its large buffers {sorted(missed)} while it was scored, which it "
+                "had not done before; this write stays, later ones will be undone",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._written = written | (self._written or set())
 
     def _autocasting(self) -> AbstractContextManager[object]:
         if self._autocast is None:
@@ -118,7 +136,7 @@ class ModelScorer:
         device = next((p.device.type for p in self._model.parameters()), "cpu")
         return torch.autocast(device, dtype=self._autocast)
 
-    def _find_head(self, batch: Batch) -> nn.Linear:
+    def _look_for_head(self, batch: Batch) -> None:
         called: list[nn.Linear] = []
 
         def note(module: nn.Module, _args: object, _output: object) -> None:
@@ -128,17 +146,20 @@ class ModelScorer:
         linear = [m for m in self._model.modules() if isinstance(m, nn.Linear)]
         hooks = [module.register_forward_hook(note) for module in linear]
         try:
-            self._score(batch)
+            scored = as_scored(self._score(batch))
         finally:
             for hook in hooks:
                 hook.remove()
+        if scored.residuals is not None:  # the score brings its own
+            self._last_layer = False
+            return
         if not called:
             raise ScoreError(
                 f"no nn.Linear of {type(self._model).__name__} took part in scoring, so there is "
                 "no last layer to take gradient norms from; let score return "
                 "Scored(losses, residuals, features)"
             )
-        return called[-1]
+        self._head = called[-1]
 
     def _capture(self, batch: Batch, head: nn.Linear) -> Scored:
         seen: list[tuple[Tensor, Tensor]] = []
@@ -146,7 +167,7 @@ class ModelScorer:
         def start_graph(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             leaf = output.detach().requires_grad_()
             seen.append((args[0].detach(), leaf))
-            torch.set_grad_enabled(True)  # until `_untouched` sets it back
+            torch.set_grad_enabled(True)  # `_untouched` sets it back
             return leaf
 
         hook = head.register_forward_hook(start_graph)
@@ -154,10 +175,12 @@ class ModelScorer:
             losses = as_scored(self._score(batch)).losses
         finally:
             hook.remove()
+        if not (seen and isinstance(losses, Tensor) and losses.ndim):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return Scored(losses)
         features, output = seen[-1]
-        if losses.ndim == 0:
-            return Scored(losses.detach())
-        (residuals,) = torch.autograd.grad(losses.sum(), output, allow_unused=True)
+        residuals = None
+        if losses.requires_grad:
+            (residuals,) = torch.autograd.grad(losses.sum(), output, allow_unused=True)
         if residuals is None or output.shape[0] != losses.shape[0]:
             raise ScoreError(
                 f"the last linear layer gave an output of shape {tuple(output.shape)} that the "
@@ -167,19 +190,47 @@ class ModelScorer:
         return Scored(losses.detach(), residuals, features)
 
 
+def scorer_for(
+    score: Score | None,
+    model: nn.Module | None,
+    *,
+    autocast: torch.dtype | None,
+    last_layer: bool,
+) -> Score | None:
+    """Wrap the score in a `ModelScorer` where there is a model; arguments as there.
+
+    Raises:
+        ValueError: a model without score, or autocast without model.
+        TypeError: an argument of another type.
+
+    >>> scorer_for(sum, None, autocast=None, last_layer=False) is sum
+    True
+    """
+    if model is None:
+        if autocast is not None:
+            raise ValueError("autocast= needs model=, whose forward pass it is for")
+        return score
+    if score is None:
+        raise ValueError("model= needs score=, the function that gets losses from it")
+    return ModelScorer(score, model, autocast=autocast, last_layer=last_layer)
+
+
 def as_scored(result: Tensor | Scored) -> Scored:
     """Wrap bare losses."""
     return result if isinstance(result, Scored) else Scored(result)
 
 
 def checked(scored: Scored, rows: int) -> Scored:
-    """Make sure that there is one floating-point loss per row, and drop its graph.
+    """Make sure that there is one loss per row, without graph and as float32.
 
     Raises:
         ScoreError: anything else, a mean loss above all.
+
+    >>> checked(Scored(torch.tensor([1.0, 2.0], dtype=torch.float64)), 2).losses
+    tensor([1., 2.])
     """
     losses = scored.losses
-    if not isinstance(losses, Tensor):  # type: ignore[redundant-expr]  # callers are not typed
+    if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
         raise ScoreError(f"score returned {type(losses).__name__}, expected a tensor of losses")
     if losses.ndim == 0:
         raise ScoreError(
@@ -192,11 +243,18 @@ def checked(scored: Scored, rows: int) -> Scored:
             "per row; average or sum over the other dimensions"
         )
     if not losses.is_floating_point():
-        raise ScoreError(f"score returned losses of dtype {losses.dtype}, expected floating point")
-    losses = losses.detach()
-    if losses.dtype in (torch.float16, torch.bfloat16):
-        losses = losses.float()
-    return Scored(losses, scored.residuals, scored.features)
+        raise ScoreError(
+            f"score returned losses of dtype {losses.dtype}, expected floating point; convert "
+            "them with .float()"
+        )
+    for name, values in (("residuals", scored.residuals), ("features", scored.features)):
+        if values is not None and (values.ndim < 2 or values.shape[0] != rows):
+            raise ScoreError(
+                f"score returned {name} of shape {tuple(values.shape)}, expected ({rows}, ...): "
+                "one vector per row"
+            )
+    # one dtype all along: known losses are float32, and methods must not see two in one run
+    return Scored(losses.detach().float(), scored.residuals, scored.features)
 
 
 def gradient_norms(scored: Scored) -> Tensor | None:
@@ -212,7 +270,6 @@ def gradient_norms(scored: Scored) -> Tensor | None:
     """
     if scored.residuals is None or scored.features is None:
         return None
-    residual = scored.residuals.to(scored.losses.dtype).norm(dim=-1)
-    feature = (scored.features.to(scored.losses.dtype).square().sum(-1) + 1).sqrt()
-    norms = residual * feature
-    return norms.flatten(1).sum(1) if norms.ndim > 1 else norms
+    residual: Tensor = torch.linalg.vector_norm(scored.residuals.float(), dim=-1)
+    feature = (scored.features.float().square().sum(-1) + 1).sqrt()
+    return (residual * feature).flatten(1).sum(1) if residual.ndim > 1 else residual * feature

@@ -1,7 +1,8 @@
-"""From a candidate batch to selected rows that wait: the part of the loader that decides."""
+"""From a candidate batch to selected rows that wait, and from their fresh losses to learning."""
 
 from collections.abc import Mapping
-from typing import Any
+from copy import copy
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -9,20 +10,36 @@ import torch
 from torch import Tensor
 
 from adasel_stream import trees
-from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import Buffer
-from adasel_stream.known import KnownLosses, find_ids
+from adasel_stream.chooser import Chooser
+from adasel_stream.known import KnownLosses
 from adasel_stream.late import Late
 from adasel_stream.metrics import Metrics
-from adasel_stream.quota import Quota
-from adasel_stream.scorers import gradient_norms
-from adasel_stream.types import Batch, Feedback, LossBatch, Method, Scored, Selection, State
+from adasel_stream.rows import Leaves, place, row_count
+from adasel_stream.types import Batch, Feedback, Ids, Selection
 
-__all__ = ["Selector"]
+__all__ = ["Emitted", "Selector"]
 
-META = ("weights", "probabilities", "inclusions", "importances", "ids")
-"""Columns that travel with selected rows, beside the user's leaves (whose paths begin with a
-bracket or a dot)."""
+SHOWN = ("method_weight_ratio", "method_loss", "selection_effective_ratio")
+"""What metrics show of the last selection: after a resume it is still the last one."""
+
+
+class Emitted(NamedTuple):
+    """What is remembered of each row of an emitted batch, beside the user's leaves.
+
+    Attributes:
+        weights: importance weights, shape (batch_size,); 0 marks a slot that no row fills.
+        probabilities: p, shape (batch_size,).
+        inclusions: π, shape (batch_size,).
+        importances: α of each method, shape (batch_size, M).
+        ids: int64, shape (batch_size,), or None without a record.
+    """
+
+    weights: Tensor
+    probabilities: Tensor
+    inclusions: Tensor
+    importances: Tensor
+    ids: Tensor | None = None
 
 
 class Selector:
@@ -30,40 +47,31 @@ class Selector:
 
     Args:
         known: where losses come from.
-        methods: candidate methods by name.
-        policy: the rule of selection.
-        sampling_rate: share of candidates to choose, in (0, 1].
+        chooser: what chooses by them.
         batch_size: rows of an emitted batch, or None for those of the first candidate batch.
-        ids: where a batch holds its ids, or None.
         device: where to score and emit, or None for where batches are.
-        seed: seeds the draws.
         metrics: counters to add to.
+
+    Raises:
+        ValueError: batch_size is less than 1.
+        TypeError: batch_size is no whole number.
     """
 
     def __init__(
         self,
         known: KnownLosses,
-        methods: Mapping[str, Method],
-        policy: Policy,
+        chooser: Chooser,
         *,
-        sampling_rate: float,
         batch_size: int | None,
-        ids: Any,
-        device: torch.device | None,
-        seed: int,
+        device: torch.device | str | None,
         metrics: Metrics,
     ) -> None:
         self._known = known
-        self._methods = methods
-        self._policy = policy
-        self._quota = Quota(sampling_rate, whole_batches=policy.whole_batches)
+        self._chooser = chooser
         self._buffer = None if batch_size is None else Buffer(batch_size)
-        self._find_ids = ids
-        self._device = device
-        self._seed = seed
+        self._device = None if device is None else torch.device(device)
         self._metrics = metrics
-        self._state: State | None = None
-        self._generator: torch.Generator | None = None
+        self._template: Batch = None
         self._late = Late()
 
     @property
@@ -71,13 +79,22 @@ class Selector:
         """Whether a whole batch waits."""
         return self._buffer is not None and len(self._buffer) >= self._buffer.batch_size
 
-    def pop(self) -> tuple[trees.Leaves, trees.Leaves]:
-        """Take out the oldest whole batch: its leaves, and what `learn` needs of its rows."""
+    @property
+    def knows_structure(self) -> bool:
+        """Whether batches can be built; not after a resume while their types are the user's own."""
+        return self._template is not None
+
+    def learn_structure(self, batch: Batch) -> None:
+        """Remember the structure of candidate batches, none of their rows."""
+        self._template = trees.emptied(*self._placed(batch, trees.flatten(batch)))
+
+    def pop(self) -> tuple[Batch, Emitted]:
+        """Take out the oldest whole batch, and what `learn` needs of its rows."""
         assert self._buffer is not None
         leaves = self._buffer.pop()
         assert leaves is not None, "ask `full` first"
-        meta = {name: leaves.pop(name) for name in META if name in leaves}
-        return leaves, meta
+        taken = {name: leaves.pop(name) for name in Emitted._fields if name in leaves}
+        return trees.rebuild(self._template, leaves), Emitted(**cast("dict[str, Any]", taken))
 
     def offer(self, batch: Batch) -> None:
         """Score one candidate batch, choose from it and keep what was chosen.
@@ -87,84 +104,102 @@ class Selector:
                 cannot be used; nothing was chosen from it.
         """
         leaves = trees.flatten(batch)
-        rows = trees.row_count(leaves)
+        rows = row_count(leaves)
         if rows == 0:
             return
-        ids = None if self._find_ids is None else find_ids(batch, self._find_ids, rows)
+        ids = self._known.ids_of(batch, rows)
         with self._metrics.phase("score"):
-            if self._device is not None:
-                leaves = trees.place(leaves, self._device)
-                batch = trees.rebuild(batch, leaves)
-            scored, fresh = self._known.of(batch, leaves, rows, ids)
+            batch, leaves = self._placed(batch, leaves)
+            buffer = self._expect(batch, leaves, rows)
+            scored, fresh, ages_s = self._known.losses_of(batch, leaves, rows, ids)
         with self._metrics.phase("select"):
-            self._metrics.samples_seen += rows
-            scored_rows = int(fresh.sum())
-            self._metrics.score_rows["forward"] += scored_rows
-            self._metrics.score_rows["record"] += rows - scored_rows
-            self._choose(leaves, scored, rows, ids, fresh)
+            self._count(rows, fresh, ages_s)
+            chosen = self._chooser.choose(scored)
+            if chosen is not None:
+                _keep(buffer, leaves, chosen, ids)
+            self._report(scored.losses, chosen, ids, fresh)
             self._late.poll()
+            self._metrics.telemetry_lag_steps = len(self._late)
 
-    def _choose(
-        self,
-        leaves: trees.Leaves,
-        scored: Scored,
-        rows: int,
-        ids: npt.NDArray[np.int64] | None,
-        fresh: npt.NDArray[np.bool_],
-    ) -> None:
-        losses = scored.losses
-        self._start_with(losses, rows)
-        assert self._state is not None
-        assert self._buffer is not None
-        finite = _count_finite(losses)  # known only where losses are on the host already
-        k = self._quota.take(rows if finite is None else finite)
-        chosen = None
-        if k > 0:
-            noise = None
-            if self._policy.noisy:
-                noise = torch.empty_like(losses).normal_(generator=self._generator)
-            batch = LossBatch.of(
-                losses,
-                noise=noise,
-                gradient_norms=gradient_norms(scored),
-                all_finite=finite == rows,
-            )
-            self._state, chosen = step(
-                self._state, batch, k, self._methods, self._policy, self._generator
-            )
-            self._keep(leaves, chosen, ids)
-            self._metrics.samples_selected += k
-        self._report(losses, chosen, ids, fresh)
+    def learn(self, last: Emitted, losses: Tensor) -> None:
+        """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy."""
+        losses = losses.detach().float()
+        if last.ids is not None:
+            self._remember(last.weights, losses, last.ids)
+        if not self._chooser.learns:
+            return
+        device = last.weights.device
+        if losses.device == device:
+            self._update(last, losses)
+            return
 
-    def _start_with(self, losses: Tensor, rows: int) -> None:
+        def arrive(late: npt.NDArray[Any]) -> None:  # chosen on one device, trained on another
+            self._update(last, torch.from_numpy(late).to(device, non_blocking=True))
+
+        self._late.send((losses,), arrive)
+
+    def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
+        """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""
+        self._known.take_in(ids, losses)
+
+    def drain(self) -> None:
+        """Wait for numbers that are still on their way from the device."""
+        self._late.drain()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe rows that wait, the record, and what the policy carries on."""
+        self.drain()
+        return {
+            "buffer": None if self._buffer is None else self._buffer.state_dict(),
+            "structure": trees.describe(self._template) if self.full else None,
+            "known": self._known.state_dict(),
+            "shown": {name: copy(getattr(self._metrics, name)) for name in SHOWN},
+            **self._chooser.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            ValueError: the state is of another batch size.
+            RecordError: the state is of another record.
+        """
+        self.drain()
+        if state["buffer"] is not None:
+            if self._buffer is None:
+                self._buffer = Buffer(state["buffer"]["batch_size"])
+            self._buffer.load_state_dict(state["buffer"], self._device)
+        structure = state["structure"]
+        self._template = None if structure is None else trees.template_of(structure)
+        self._known.load_state_dict(state["known"])
+        for name in SHOWN:
+            setattr(self._metrics, name, copy(state["shown"][name]))
+        self._chooser.load_state_dict(state, self._device)
+
+    def _placed(self, batch: Batch, leaves: Leaves) -> tuple[Batch, Leaves]:
+        if self._device is None:
+            return batch, leaves
+        leaves = place(leaves, self._device)
+        return trees.rebuild(batch, leaves), leaves
+
+    def _expect(self, batch: Batch, leaves: Leaves, rows: int) -> Buffer:
+        """Learn from the first batch how all are made, and refuse another make."""
         if self._buffer is None:
             self._buffer = Buffer(rows)
         self._metrics.batch_size = self._buffer.batch_size
-        if self._generator is None:
-            self._generator = self._new_generator(losses.device)
-        if self._state is None:
-            self._state = State.initial(
-                len(self._methods), dtype=losses.dtype, device=losses.device
-            )
+        self._buffer.check(leaves)
+        if self._template is None:
+            self._template = trees.emptied(batch, leaves)
+        return self._buffer
 
-    def _keep(
-        self, leaves: trees.Leaves, chosen: Selection, ids: npt.NDArray[np.int64] | None
+    def _count(
+        self, rows: int, fresh: npt.NDArray[np.bool_], ages_s: npt.NDArray[np.float32]
     ) -> None:
-        """Copy the chosen rows to the buffer, with what `mean` will need of them."""
-        assert self._buffer is not None
-        meta: trees.Leaves = {
-            "weights": chosen.weights,
-            "probabilities": chosen.probabilities,
-            "inclusions": chosen.inclusions,
-            "importances": chosen.importances,
-        }
-        if ids is not None:
-            meta["ids"] = torch.from_numpy(ids).to(chosen.indices.device)[chosen.indices]
-        void = None
-        if chosen.valid is not None and chosen.indices.device.type != "cpu":
-            void = ~chosen.valid
-            meta["weights"] = torch.where(chosen.valid, chosen.weights, 0.0)
-        self._buffer.push(leaves, chosen.indices, meta, void)
+        forward = int(fresh.sum())
+        self._metrics.samples_seen += rows
+        self._metrics.score_rows["forward"] += forward
+        self._metrics.score_rows["record"] += rows - forward
+        self._metrics.observe_record_ages(ages_s)
 
     def _report(
         self,
@@ -176,93 +211,51 @@ class Selector:
         """Send the numbers to the metrics and the record, to arrive when they may."""
         metrics = self._metrics
 
-        def arrive(seen: npt.NDArray[Any], *chosen: npt.NDArray[Any]) -> None:
+        def arrive(seen: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> None:
             if ids is not None and fresh.any():
                 self._known.observe(ids[fresh], seen[fresh])
-            if chosen:
-                indices, *rest = chosen
-                metrics.observe_selection(seen, seen[indices], *rest)
+            if rest:
+                metrics.observe_selection(seen, seen[rest[0]], *rest[1:])
             else:
                 metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(seen)
 
         if chosen is None:
             self._late.send((losses,), arrive)
             return
+        metrics.samples_selected += chosen.indices.shape[0]
         wanted = chosen.importances * chosen.method_weights
         agreed = (wanted / wanted.sum(1, keepdim=True)).sum(0)
-        self._late.send(
-            (
-                losses,
-                chosen.indices,
-                chosen.weights,
-                chosen.method_weights,
-                chosen.method_losses,
-                agreed,
-            ),
-            arrive,
-        )
+        methods = (chosen.method_weights, chosen.method_losses, agreed)
+        self._late.send((losses, chosen.indices, chosen.weights, *methods), arrive)
 
-    def learn(self, last: trees.Leaves, losses: Tensor) -> None:
-        """Hand fresh losses of an emitted batch, shape (B,), to the record and the policy."""
-        if "ids" in last:
-            self._late.send((last["ids"], losses), self._known.observe)  # type: ignore[arg-type]
-        if self._policy.learn is None or self._state is None:
-            return
-        feedback = Feedback(
-            losses=losses.to(self._state.log_weights.dtype),
-            importances=last["importances"],  # type: ignore[arg-type]
-            probabilities=last["probabilities"],  # type: ignore[arg-type]
-            inclusions=last["inclusions"],  # type: ignore[arg-type]
-            valid=torch.isfinite(losses) & (last["weights"] > 0),
+    def _remember(self, weights: Tensor, losses: Tensor, ids: Tensor) -> None:
+        def arrive(late: npt.NDArray[Any], w: npt.NDArray[Any], keys: npt.NDArray[Any]) -> None:
+            filled = w > 0
+            self._known.observe(keys[filled], late[filled])
+
+        self._late.send((losses, weights, ids), arrive)
+
+    def _update(self, last: Emitted, losses: Tensor) -> None:
+        valid = torch.isfinite(losses) & (last.weights > 0)
+        self._chooser.learn(
+            Feedback(losses, last.importances, last.probabilities, last.inclusions, valid)
         )
-        self._state = self._policy.learn(self._state, feedback)
         self._metrics.policy_updates["applied"] += 1
 
-    def drain(self) -> None:
-        """Wait for numbers that are still on their way from the device."""
-        self._late.drain()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Describe rows that wait, the policy's state, randomness, counts and the record."""
-        self.drain()
-        state = self._state
-        tensors = ("log_weights", "method_losses", "trend")
-        return {
-            "buffer": None if self._buffer is None else self._buffer.state_dict(),
-            "policy": None
-            if state is None
-            else {"step": state.step} | {n: getattr(state, n).clone() for n in tensors},
-            "generator": None if self._generator is None else self._generator.get_state(),
-            "quota": self._quota.state_dict(),
-            "known": self._known.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
-        if state["buffer"] is not None:
-            if self._buffer is None:
-                self._buffer = Buffer(state["buffer"]["batch_size"])
-            self._buffer.load_state_dict(state["buffer"], self._device)
-        policy = state["policy"]
-        self._state = None if policy is None else _restored(policy, self._device)
-        self._generator = None
-        if state["generator"] is not None:
-            self._generator = self._new_generator(self._device or torch.device("cpu"))
-            self._generator.set_state(state["generator"])
-        self._quota.load_state_dict(state["quota"])
-        self._known.load_state_dict(state["known"])
-
-    def _new_generator(self, device: torch.device) -> torch.Generator:
-        return torch.Generator(device).manual_seed(self._seed)
-
-
-def _count_finite(losses: Tensor) -> int | None:
-    if losses.device.type != "cpu":
-        return None
-    finite = np.isfinite(losses.numpy())
-    return losses.shape[0] if finite.all() else int(finite.sum())
-
-
-def _restored(policy: dict[str, Any], device: torch.device | None) -> State:
-    tensors = {name: policy[name].to(device) for name in ("log_weights", "method_losses", "trend")}
-    return State(int(policy["step"]), **tensors)
+def _keep(
+    buffer: Buffer, leaves: Leaves, chosen: Selection, ids: npt.NDArray[np.int64] | None
+) -> None:
+    """Copy the chosen rows to the buffer, with what `learn` will need of them."""
+    device = chosen.indices.device
+    if ids is not None:
+        leaves = {**leaves, "ids": torch.from_numpy(ids).to(device, non_blocking=True)}
+    remembered: Leaves = {
+        "weights": chosen.weights,
+        "probabilities": chosen.probabilities,
+        "inclusions": chosen.inclusions,
+        "importances": chosen.importances,
+    }
+    # on a CPU no more rows were asked for than may be chosen
+    void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
+    buffer.push(leaves, chosen.indices, remembered, void)

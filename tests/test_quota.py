@@ -1,3 +1,6 @@
+from fractions import Fraction
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +57,29 @@ def test_a_restored_quota_goes_on_as_if_undisturbed(
     before = [first.take(rows) for rows in batches[:cut]]
     second.load_state_dict(first.state_dict())
     assert before + [second.take(rows) for rows in batches[cut:]] == want
+
+
+@given(rate=rates(), start=st.integers(0, 10**15), batches=st.lists(st.integers(0, 10**6)))
+def test_the_rate_is_exact_however_long_the_stream(
+    rate: float, start: int, batches: list[int]
+) -> None:
+    """Whole numbers are counted, so no rounding grows with the samples seen."""
+    share = Fraction(rate).limit_denominator(10**12)
+    quota = Quota(rate)
+    quota.load_state_dict({"seen": start, "granted": int(start * share)})
+    taken = int(start * share) + sum(quota.take(rows) for rows in batches)
+    assert 0 <= (start + sum(batches)) * share - taken < 1
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, 1.5, float("nan"), float("inf")])
+def test_a_rate_outside_its_range_is_refused(rate: float) -> None:
+    """The message says what is allowed and what came."""
+    with pytest.raises(ValueError, match=r"sampling_rate must be in \(0, 1\], got "):
+        Quota(rate)
+
+
+def test_a_rate_that_is_no_number_is_refused() -> None:
+    """The message names its type."""
+    rate: Any = "0.3"
+    with pytest.raises(TypeError, match="sampling_rate must be a number, got str"):
+        Quota(rate)

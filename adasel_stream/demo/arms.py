@@ -3,39 +3,20 @@
 import contextlib
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from adasel_stream.costs import BACKWARD_FORWARDS
-from adasel_stream.demo.learner import Learner
+from adasel_stream.demo.learner import BATCH_SIZE, Learner
 from adasel_stream.demo.model import Inputs, inputs
 from adasel_stream.demo.stopwatch import Stopwatch
 from adasel_stream.loader import SelectingLoader
-from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.metrics import Metrics
 from adasel_stream.types import Batch, Source
 
-__all__ = [
-    "ADASELECTION",
-    "BATCH_SIZE",
-    "FULL",
-    "SAME_COST",
-    "UNIFORM",
-    "Arm",
-    "FullArm",
-    "SelectingArm",
-    "candidates_for",
-    "make_arms",
-]
-
-BATCH_SIZE = 64
-"""Samples of one update, for every arm."""
-
-ADASELECTION, UNIFORM, SAME_COST, FULL = "adaselection", "uniform", "uniform_same_cost", "full"
-"""Names of the arms."""
+__all__ = ["Arm", "FullArm", "SelectingArm"]
 
 
 class Arm(Protocol):
@@ -219,55 +200,3 @@ class FullArm:
 def _parts(flights: Inputs) -> Iterator[Inputs]:
     for start in range(0, len(flights.late), BATCH_SIZE):
         yield Inputs(*(column[start : start + BATCH_SIZE] for column in flights))
-
-
-def make_arms(
-    new_source: Callable[[int], Any],
-    sizes: Sequence[int],
-    rows: int,
-    *,
-    sampling_rate: float,
-    seed: int,
-) -> list[Arm]:
-    """Make all contestants, equal but for what they train on.
-
-    Args:
-        new_source: opens the stream in batches of a given size, with `state_dict`.
-        sizes: how many values each code can take.
-        rows: samples of the stream.
-        sampling_rate: share that AdaSelection and uniform train on, in (0, 1].
-        seed: of first weights, the same for all, and of selection.
-
-    Returns:
-        AdaSelection; uniform at the same rate and so with as many updates; uniform with as many
-        forward and backward passes as AdaSelection needs, scoring included; everything.
-    """
-    candidates = candidates_for(sampling_rate)
-    same_cost = min(1.0, sampling_rate + 1 / (1 + BACKWARD_FORWARDS))
-    plans = (
-        (ADASELECTION, DEFAULT_METHODS, sampling_rate),
-        (UNIFORM, ("uniform",), sampling_rate),
-        (SAME_COST, ("uniform",), same_cost),
-    )
-    arms: list[Arm] = [
-        SelectingArm(
-            name,
-            new_source(candidates),
-            Learner(sizes, rows, seed),
-            methods=methods,
-            sampling_rate=rate,
-            scores_to_select=name == ADASELECTION,
-            seed=seed,
-        )
-        for name, methods, rate in plans
-    ]
-    return [*arms, FullArm(FULL, new_source(candidates), Learner(sizes, rows, seed))]
-
-
-def candidates_for(sampling_rate: float) -> int:
-    """Give the size of candidate batch of which one update's samples are selected.
-
-    >>> candidates_for(0.2)
-    320
-    """
-    return round(BATCH_SIZE / sampling_rate)

@@ -16,7 +16,8 @@ import torch
 from adasel_connectors.parquet import ParquetSource
 from adasel_connectors.tar import TarSource
 from adasel_stream.demo import snapshot
-from adasel_stream.demo.arms import Arm, candidates_for, make_arms
+from adasel_stream.demo.arms import Arm
+from adasel_stream.demo.plan import candidates_for, make_arms
 from adasel_stream.demo.report import write_report
 from adasel_stream.demo.screen import Screen
 from adasel_stream.demo.settings import Settings

@@ -10,7 +10,10 @@ from adasel_stream.demo.model import DelayNet, Inputs, inputs, losses_of
 from adasel_stream.demo.progressive import Progressive
 from adasel_stream.types import Batch
 
-__all__ = ["LEARNING_RATE", "Learner"]
+__all__ = ["BATCH_SIZE", "LEARNING_RATE", "Learner"]
+
+BATCH_SIZE = 64
+"""Samples of one update, for every arm."""
 
 LEARNING_RATE = 1e-3
 """For every arm; the best of 5e-4, 1e-3 and 2e-3 for the uniform arm."""

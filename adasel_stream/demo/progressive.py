@@ -164,8 +164,8 @@ def paired_difference(first: Progressive, second: Progressive) -> Difference:
     >>> arms = [Progressive(104), Progressive(104)]
     >>> for arm, loss in zip(arms, (1.0, 1.5)):
     ...     arm.add(torch.full((104,), loss), torch.zeros(104), torch.ones(104))
-    >>> paired_difference(*arms)[:2]
-    (-0.5, 0.0)
+    >>> str(paired_difference(*arms))
+    '-0.5000 ± 0.0000'
     """
     blocks, weights = _blocks(first, second)
     mean, error = _mean_and_error(blocks, weights)

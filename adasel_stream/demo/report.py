@@ -1,18 +1,13 @@
 """The page that a finished run leaves."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from adasel_stream.charts import Series, line_chart
-from adasel_stream.demo.arms import (
-    ADASELECTION,
-    BATCH_SIZE,
-    FULL,
-    SAME_COST,
-    UNIFORM,
-)
-from adasel_stream.demo.learner import LEARNING_RATE
+from adasel_stream.demo.learner import BATCH_SIZE, LEARNING_RATE
+from adasel_stream.demo.plan import ADASELECTION, FULL, SAME_COST, UNIFORM
 from adasel_stream.demo.progressive import BLOCKS, Progressive, running_difference
 from adasel_stream.demo.summary import HEADERS, Summary, row
 from adasel_stream.report import Section, Tile, render_report, run_sections, table
@@ -21,6 +16,10 @@ from adasel_stream.runlog import read_run_log
 __all__ = ["write_report"]
 
 _X_LABEL = "flights seen"
+_SUBTITLE = (
+    "{:,} flights out of New York in 2013, in order of departure; the same network trained on "
+    "different parts of the stream"
+)
 
 
 def write_report(
@@ -48,10 +47,7 @@ def write_report(
     render_report(
         path,
         title="Which flights will be late?",
-        subtitle=(
-            f"{summary.rows:,} flights out of New York in 2013, in order of departure; the same "
-            "network trained on different parts of the stream"
-        ),
+        subtitle=_SUBTITLE.format(summary.rows),
         verdict=summary.verdict,
         tiles=_tiles(summary),
         sections=[
@@ -94,9 +90,9 @@ def _figures(summary: Summary) -> Section:
         f"{ADASELECTION} and {UNIFORM} make the same number of updates; {SAME_COST} makes as many "
         f"as {ADASELECTION}'s passes would pay for if nothing had to be scored; {FULL} trains on "
         "everything and shows the ceiling.\n\n"
-        "Only AdaSelection has to score flights to choose among them. The others are scored for "
-        f"this comparison alone, which is not counted as their cost ({UNIFORM}: {extra:.1f} s "
-        "more). One learning rate serves all; it was chosen for uniform."
+        "Only AdaSelection has to score flights to choose among them. The others go through "
+        f"scoring for this comparison alone, which is not counted as their cost ({UNIFORM}: "
+        f"{extra:.1f} s more). One learning rate serves all; it was chosen for uniform."
     )
     rows = [row(summary, name) for name in summary.figures]
     return Section("What came out?", words, (table(HEADERS, rows),))
@@ -106,14 +102,15 @@ def _differences(summary: Summary, progressive: Mapping[str, Progressive]) -> Se
     x = _middles(summary.rows)
     base = progressive[UNIFORM]
     lines: list[Series] = []
-    for name, one in progressive.items():
-        if name != UNIFORM:
-            mean, error = running_difference(one, base)
+    for paint, (name, one) in enumerate(progressive.items()):  # colours as in the other charts
+        if name == UNIFORM:
+            continue
+        mean, error = running_difference(one, base)
+        line = Series(name, x, mean.tolist(), paint=paint)
+        if name == ADASELECTION:
             low, high = (mean - 2 * error).tolist(), (mean + 2 * error).tolist()
-            banded = name == ADASELECTION
-            lines.append(
-                Series(name, x, mean.tolist(), low if banded else None, high if banded else None)
-            )
+            line = replace(line, low=low, high=high)
+        lines.append(line)
     chart = line_chart(
         lines,
         label="loss so far of each arm minus that of uniform",

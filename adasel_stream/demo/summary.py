@@ -1,19 +1,26 @@
 """What came out: figures of each arm, differences with their errors, and a verdict."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from adasel_stream.costs import BACKWARD_FORWARDS
-from adasel_stream.demo.arms import ADASELECTION, FULL, SAME_COST, UNIFORM, Arm
-from adasel_stream.demo.progressive import Difference, paired_difference
+from adasel_stream.demo.arms import Arm
+from adasel_stream.demo.plan import ADASELECTION, FULL, SAME_COST, UNIFORM
+from adasel_stream.demo.progressive import BLOCKS, Difference, paired_difference
 
 __all__ = ["HEADERS", "Figures", "Summary", "row", "summarise"]
+
+LEAST_UPDATES = 2 * BLOCKS
+"""Fewer updates leave a model unchanged over a whole block of the stream; then blocks are no
+repetitions, and their spread says nothing about luck."""
 
 _SAYS = {
     "better": "does better than",
     "worse": "does worse than",
     "not distinguishable": "cannot be told apart from",
+    "too short to judge": "made too few updates to be compared with",
 }
 
 HEADERS = ("arm", "loss", "predicted/actual", "AUC", "updates", "passes", "of full", "seconds")
@@ -32,8 +39,9 @@ class Figures(NamedTuple):
         trained: samples that it was trained on.
         scored: samples that it had to score to choose.
         passes: its cost in forward passes of one sample, by arithmetic.
-        seconds: its cost as measured: scoring where needed, selection and training.
-        accounting_s: seconds of scoring that served the progressive loss only.
+        seconds: its cost as measured: training, and choosing where that takes scoring.
+        accounting_s: seconds of scoring and choosing that are not counted, because an even
+            choice takes neither; they serve the progressive loss.
     """
 
     name: str
@@ -62,6 +70,15 @@ class Summary:
     figures: dict[str, Figures]
     against: dict[str, Difference]
 
+    def judged(self, name: str) -> str:
+        """Say how AdaSelection did beside another arm, in the words of `Difference.verdict`.
+
+        After fewer than `LEAST_UPDATES` updates it is "too short to judge".
+        """
+        if self.figures[ADASELECTION].updates < LEAST_UPDATES:
+            return "too short to judge"
+        return self.against[name].verdict
+
     def share_of_full(self, name: str, *, measured: bool) -> float:
         """Give an arm's cost as a share of full training's, in passes or in seconds."""
         one, full = self.figures[name], self.figures[FULL]
@@ -77,9 +94,9 @@ class Summary:
         even_cost = self.figures[SAME_COST].loss
         at_updates, at_cost = self.against[UNIFORM], self.against[SAME_COST]
         return (
-            f"AdaSelection {_SAYS[at_updates.verdict]} uniform selection with as many updates: "
+            f"AdaSelection {_SAYS[self.judged(UNIFORM)]} uniform selection with as many updates: "
             f"loss {ours:.4f} against {even:.4f}, difference {at_updates}. It "
-            f"{_SAYS[at_cost.verdict]} uniform selection of the same cost, which comes to "
+            f"{_SAYS[self.judged(SAME_COST)]} uniform selection of the same cost, which comes to "
             f"{even_cost:.4f}: difference {at_cost}."
         )
 
@@ -90,19 +107,19 @@ class Summary:
         seconds = self.share_of_full(ADASELECTION, measured=True)
         return (
             f"AdaSelection took {passes:.0%} of full training's passes by arithmetic "
-            f"({1 - passes:.0%} saved) and {seconds:.0%} of its seconds as measured "
-            f"({1 - seconds:.0%} saved)."
+            f"({_spared(passes)}) and {seconds:.0%} of its seconds as measured "
+            f"({_spared(seconds)})."
         )
 
     def numbers(self) -> dict[str, Any]:
-        """Describe everything in plain values, for `summary.json`."""
+        """Describe everything in values that JSON can hold; unknown numbers are None."""
         return {
             "rows": self.rows,
             "verdict": self.verdict,
             "cost": self.cost,
-            "arms": {name: one._asdict() for name, one in self.figures.items()},
+            "arms": {name: _plain(one._asdict()) for name, one in self.figures.items()},
             "adaselection_minus": {
-                name: {"mean": one.mean, "error": one.error, "verdict": one.verdict}
+                name: _plain({"mean": one.mean, "error": one.error, "verdict": self.judged(name)})
                 for name, one in self.against.items()
             },
         }
@@ -139,7 +156,7 @@ def _figures(arm: Arm) -> Figures:
     spent, progressive = arm.metrics.phase_seconds, arm.learner.progressive
     trained = arm.metrics.samples_selected
     scored = progressive.seen if arm.scores_to_select else 0
-    selecting = spent["score"] + spent["select"] if arm.scores_to_select else spent["select"]
+    choosing = spent["score"] + spent["select"]
     return Figures(
         name=arm.name,
         loss=progressive.loss,
@@ -149,6 +166,22 @@ def _figures(arm: Arm) -> Figures:
         trained=trained,
         scored=scored,
         passes=scored + (1 + BACKWARD_FORWARDS) * trained,
-        seconds=selecting + spent["train"],
-        accounting_s=0.0 if arm.scores_to_select else spent["score"],
+        seconds=spent["train"] + (choosing if arm.scores_to_select else 0.0),
+        accounting_s=0.0 if arm.scores_to_select else choosing,
     )
+
+
+def _spared(share: float) -> str:
+    """Say how much less than the whole a share is, or how much more.
+
+    >>> _spared(0.4), _spared(1.25)
+    ('60% saved', '25% more')
+    """
+    return f"{1 - share:.0%} saved" if share <= 1 else f"{share - 1:.0%} more"
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in values.items()
+    }

@@ -127,7 +127,11 @@ class Rebatch:
 
 
 class StatefulRebatch(Rebatch):
-    """The same over a loader that knows its position: it can be resumed at each small batch."""
+    """The same over a loader that knows its position: it can be resumed at each small batch.
+
+    A state names the chunk, by the loader's own state before it, and the rows given out of it;
+    on resume that one chunk is read again.
+    """
 
     _loader: Any
     _skipped = 0

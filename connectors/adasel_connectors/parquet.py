@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 from torch import Tensor
 
-from adasel_connectors.damage import DamageError, OnError
+from adasel_connectors.damage import DamageError, OnError, shown
 from adasel_connectors.parquet_columns import kind_of
 from adasel_connectors.parquet_file import open_file
 from adasel_connectors.parquet_reader import ParquetReader
@@ -32,6 +32,8 @@ from adasel_connectors.shards import Paths, Shard
 from adasel_connectors.source import ShardSource
 
 __all__ = ["ParquetSource"]
+
+_SHOWN_NAMES = 20
 
 
 class ParquetSource(ShardSource):
@@ -156,16 +158,18 @@ class ParquetSource(ShardSource):
         changed = sorted(name for name in self._kinds if kinds.get(name) != self._kinds[name])
         if changed or len(kinds) != len(self._kinds):
             added = sorted(kinds.keys() - self._kinds.keys())
-            raise DamageError("schema", f"columns {changed + added} differ from other shards'")
+            shown_names = [shown(name) for name in (changed + added)[:_SHOWN_NAMES]]
+            raise DamageError("schema", f"columns {shown_names} differ from other shards'")
 
     def _kinds_of(self, schema: Any) -> dict[str, str]:
         """Name the kind of each column, in the order of batches."""
         names = list(schema.names) if self._wanted is None else self._wanted
         unknown = sorted(set(names + list(self._fill_nulls)) - set(schema.names))
         if unknown or not names or len(set(names)) < len(names):
+            got = [shown(name) for name in unknown[:_SHOWN_NAMES]] or "none, or one twice"
+            known = [shown(name) for name in schema.names[:_SHOWN_NAMES]]
             raise ValueError(
-                f"columns and fill_nulls must be different names of {schema.names}, "
-                + (f"got {unknown}" if unknown else "got none, or one twice")
+                f"columns and fill_nulls must be different names of {known}, got {got}"
             )
         if self._id_key in names:
             raise ValueError(
@@ -180,7 +184,7 @@ class ParquetSource(ShardSource):
                     pa.scalar(self._fill_nulls[name], schema.field(name).type)
             except TypeError as error:
                 raise TypeError(
-                    f"column {name!r} is {error}, of which no column of a batch is made; "
+                    f"column {shown(name)} is {error}, of which no column of a batch is made; "
                     "leave it out of columns"
                 ) from error
             except pa.ArrowException as error:

@@ -63,6 +63,9 @@ def first_null(array: Any) -> int:
 
     Returns:
         Its index, or the number of rows.
+
+    >>> first_null(pa.array([3, None])), first_null(pa.array([0.5, None]))
+    (1, 2)
     """
     stop = len(array)
     if _types.is_floating(array.type):

@@ -1,5 +1,6 @@
 """Open Parquet shards with bounded memory, and report whatever Arrow refuses as damage."""
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,8 @@ def open_file(path: str, *, memory_map: bool, max_row_group_bytes: int) -> Any:
         "pre_buffer": False,  # it would start Arrow's threads, which do not survive a fork
         "page_checksum_verification": True,
     }
+    if not os.path.isfile(path):
+        raise DamageError("missing", "the file is missing")
     with arrow_errors():
         file = pq.ParquetFile(path, **options)
         metadata = file.metadata
@@ -85,7 +88,7 @@ def rows_at_once(metadata: Any, batch_size: int) -> int:
                 # each value may be as long as everything that the column stores
                 worst_bytes = max(worst_bytes, float(column.total_uncompressed_size))
         rows = min(rows, int(_CHUNK_BYTES / row_bytes), int(_WORST_CHUNK_BYTES / worst_bytes))
-    return max(rows, batch_size)
+    return max(1, rows // batch_size) * batch_size
 
 
 def _repetitive_texts(metadata: Any) -> set[str]:

@@ -69,7 +69,12 @@ def begin_pass(number: int, paths: Mapping[str, str], part: int, parts: int) -> 
 def write_state(
     kind: str, current: Pass, position: Position, counts: dict[str, int]
 ) -> dict[str, Any]:
-    """Write a position down as plain data."""
+    """Write a position down as plain data.
+
+    >>> state = write_state("tar", Pass(2, ("a.tar",), (1024,)), Position(0, 7, 512), {})
+    >>> state["pass"], state["shards"], state["row"], state["offset"]
+    (2, ('a.tar',), 7, 512)
+    """
     return {
         "format": _FORMAT,
         "source": kind,

@@ -120,6 +120,8 @@ def mapped(path: str) -> Generator[mmap]:
     Raises:
         DamageError: the file is missing, empty or cannot be read.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DamageError("unreadable", "it is not a regular file")  # a pipe would wait for ever
     try:
         with open(path, "rb") as file:
             view = mmap(file.fileno(), 0, access=ACCESS_READ)
@@ -149,7 +151,7 @@ def _find_in_one(path: str, suffixes: tuple[str, ...]) -> tuple[Path, dict[str, 
     if os.path.isfile(absolute):
         return Path(absolute).parent, {os.path.basename(absolute): absolute}
     if os.path.isdir(absolute):
-        root, found = Path(absolute), _files_below(absolute)
+        root, found = Path(absolute), filter(os.path.isfile, _files_below(absolute))
     elif glob.has_magic(path):
         root = _fixed_part(absolute)
         found = filter(os.path.isfile, glob.iglob(absolute, recursive=True))
@@ -175,8 +177,7 @@ def _local(path: str) -> str:
 
 def _files_below(folder: str) -> Iterable[str]:
     for parent, _, names in os.walk(folder, followlinks=False):
-        for name in names:
-            yield os.path.join(parent, name)
+        yield from (os.path.join(parent, name) for name in names)
 
 
 def _fixed_part(pattern: str) -> Path:

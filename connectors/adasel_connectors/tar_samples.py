@@ -92,11 +92,9 @@ class Samples:
                 if kind is END:
                     return
             column = columns.get(extension)
-            if column is None:
-                column = columns.get(extension.lower())
-                if column is None:
-                    self.ignored += 1
-                    continue
+            if column is None and (column := columns.get(extension.lower())) is None:
+                self.ignored += 1
+                continue
             taken += size
             if kind is not REGULAR:
                 damage = DamageError("not_regular", f"part of it is a {kind}", one_sample=True)

@@ -21,6 +21,7 @@ from adasel_connectors.damage import DamageError, shown
 __all__ = ["END", "LINK", "REGULAR", "SPARSE", "Member", "walk"]
 
 REGULAR, LINK, SPARSE, END = "regular", "link or device", "sparse", "end"
+_FOLDER = "folder"
 
 _BLOCK = 512
 _ZEROS = bytes(_BLOCK)
@@ -30,6 +31,7 @@ _MAGICS = frozenset({_POSIX_MAGIC, b"ustar  \0", bytes(8)})  # POSIX, GNU, versi
 _EXTENSIONS = frozenset({b"x", b"g", b"L", b"K"})  # pax, global pax, GNU long name and link
 _LINKS = b"12346"  # hard link, symbolic link, character and block device, FIFO
 _LARGEST_EXTENSION_BYTES = 1 << 20
+_LONGEST_SIZE = 19  # digits
 _LARGEST_PADDING_BYTES = 1 << 24
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -71,6 +73,15 @@ def walk(view: mmap, offset: int = 0, *, end_required: bool = True) -> Iterator[
 
     Raises:
         DamageError: at the first header that cannot be trusted.
+
+    >>> import io, mmap, tarfile
+    >>> content = io.BytesIO()
+    >>> with tarfile.open(fileobj=content, mode="w") as archive:
+    ...     archive.addfile(tarfile.TarInfo("0.txt"))
+    >>> view = mmap.mmap(-1, len(content.getvalue()))
+    >>> view[:] = content.getvalue()
+    >>> list(walk(view))
+    [(b'0.txt', 'regular', 512, 0, 0), (b'', 'end', 512, 0, 512)]
     """
     if offset == 0:
         _refuse_compression(view)
@@ -79,46 +90,33 @@ def walk(view: mmap, offset: int = 0, *, end_required: bool = True) -> Iterator[
     while True:
         head = view[offset : offset + _BLOCK]
         if len(head) < _BLOCK:
-            if end_required or head or extension is not _NONE:
-                raise DamageError(
-                    "cut", f"the archive ends at byte {len(view)} without an end marker"
-                )
+            _check_end(view, offset, extension is _NONE, end_required)
             break
         raw_name, raw_size, checksum, typeflag, magic = _FIELDS.unpack_from(head)
         # The low half of Adler-32 is 1 + the sum of the bytes modulo 65,521: exact for ASCII.
         total = adler32(head) & 0xFFFF if head.isascii() else sum(head) + 1
         if total != _expected_total(checksum) or magic not in _MAGICS:
-            if head == _ZEROS and extension is _NONE:
-                _check_end(view, offset, end_required)
-                break
-            raise DamageError("bad_header", f"the header at byte {offset} is damaged")
+            _check_end(view, offset, extension is _NONE, end_required)
+            break
         size = extension.size if extension.size >= 0 else _number(raw_size)
+        if size < 0:
+            raise DamageError("bad_header", f"the header at byte {offset} has an invalid size")
         start = offset + _BLOCK
         offset = start + (size + 511 & -512)
-        if size < 0:
-            raise DamageError(
-                "bad_header", f"the header at byte {start - _BLOCK} has an invalid size"
-            )
         if offset > len(view):
             raise DamageError("cut", f"byte {at} begins a member that reaches past the file's end")
-        if typeflag == b"0" or typeflag == b"\0":
-            name = extension.name or _ustar_name(raw_name, head, magic)
-            if typeflag == b"0" or name[-1:] != b"/":  # version 7 marks directories by the slash
-                yield name, SPARSE if extension.sparse else REGULAR, start, size, at
-            at, extension = offset, _NONE
-        elif typeflag in _EXTENSIONS:
+        if typeflag in _EXTENSIONS:
             if size > _LARGEST_EXTENSION_BYTES:
-                raise DamageError("bad_header", f"the extension header at byte {at} is too large")
+                raise DamageError("bad_header", f"byte {at} begins an extension header too large")
             extension = _extend(extension, typeflag, view[start : start + size], at)
             if typeflag == b"g":
                 at = offset
-        else:
-            name = extension.name or _ustar_name(raw_name, head, magic)
-            if typeflag != b"5":
-                yield name, _kind(typeflag, head, name, size), start, size, at
-            elif size:
-                raise DamageError("bad_header", f"directory {shown(name)} claims {size} bytes")
-            at, extension = offset, _NONE
+            continue
+        name = extension.name or _ustar_name(raw_name, head, magic)
+        kind = REGULAR if typeflag == b"0" else _kind(typeflag, head, name, size)
+        if kind is not _FOLDER:
+            yield name, SPARSE if extension.sparse else kind, start, size, at
+        at, extension = offset, _NONE
     yield b"", END, offset, 0, offset
 
 
@@ -140,7 +138,7 @@ def _extend(before: _Extension, typeflag: bytes, text: bytes, at: int) -> _Exten
         return _Extension(name=text.partition(b"\0")[0])
     records = _pax_records(text, at)
     size = records.get(b"size", b"")
-    if size and not size.isdigit():
+    if size and (not size.isdigit() or len(size) > _LONGEST_SIZE):
         raise DamageError("bad_header", f"the pax header at byte {at} has an invalid size")
     sparse = any(key.startswith(b"GNU.sparse.") for key in records)
     name = records.get(b"GNU.sparse.name") or records.get(b"path", b"")
@@ -169,10 +167,12 @@ def _pax_records(text: bytes, at: int) -> dict[bytes, bytes]:
 
 
 def _kind(typeflag: bytes, head: bytes, name: bytes, size: int) -> str:
-    if typeflag in _LINKS:
+    if typeflag == b"\0" and name[-1:] != b"/":  # version 7; the slash marks a folder there
+        return REGULAR
+    if typeflag in _LINKS or typeflag in b"5\0":
         if size:
-            raise DamageError("bad_header", f"link or device {shown(name)} claims {size} bytes")
-        return LINK
+            raise DamageError("bad_header", f"link or folder {shown(name)} claims {size} bytes")
+        return LINK if typeflag in _LINKS else _FOLDER
     if typeflag != b"S" or head[482]:  # more sparse map follows, in blocks without checksum
         what = "a sparse file" if typeflag == b"S" else f"of type {shown(typeflag)}"
         raise DamageError("unsupported_type", f"member {shown(name)} is {what}, which is not read")
@@ -186,11 +186,14 @@ def _ustar_name(raw_name: bytes, head: bytes, magic: bytes) -> bytes:
     return name
 
 
-def _check_end(view: mmap, offset: int, end_required: bool) -> None:
+def _check_end(view: mmap, offset: int, between_members: bool, end_required: bool) -> None:
+    """Return if the archive may end at `offset`, where no header is."""
     rest = len(view) - offset
-    if rest > _LARGEST_PADDING_BYTES:
-        raise DamageError("data_after_end", f"{rest} bytes follow the end marker at byte {offset}")
-    if not bytes(rest).startswith(view[offset:]):
+    if rest < _BLOCK and (rest or end_required or not between_members):
+        raise DamageError("cut", f"the archive ends at byte {len(view)} without an end marker")
+    if rest >= _BLOCK and (view[offset : offset + _BLOCK] != _ZEROS or not between_members):
+        raise DamageError("bad_header", f"the header at byte {offset} is damaged")
+    if rest > _LARGEST_PADDING_BYTES or not bytes(rest).startswith(view[offset:]):
         raise DamageError("data_after_end", f"data follows the zero block at byte {offset}")
     if rest < 2 * _BLOCK and end_required:
         raise DamageError("cut", f"the archive ends at byte {len(view)} in its end marker")

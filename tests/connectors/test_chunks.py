@@ -33,7 +33,7 @@ def test_rows_keep_their_order_in_batches_of_one_size(sizes: list[int], batch_si
 
 def test_slices_of_a_chunk_are_views() -> None:
     """Within a chunk nothing is copied."""
-    chunk = {"x": torch.arange(10), "y": np.arange(10)}
+    chunk: dict[str, Any] = {"x": torch.arange(10), "y": np.arange(10)}
     first, second = rebatch([chunk], 5)
     assert first["x"].untyped_storage().data_ptr() == chunk["x"].untyped_storage().data_ptr()
     assert second["x"].untyped_storage().data_ptr() == chunk["x"].untyped_storage().data_ptr()

@@ -67,7 +67,6 @@ def write_hostile(folder: Path, trace: Path) -> dict[str, str]:
     np.save(npy, np.array([Payload(trace)], dtype=object), allow_pickle=True)
     claim = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1048576, 1048576), }\n"
     huge = b"\x93NUMPY\x01\x00" + len(claim).to_bytes(2, "little") + claim
-    zeros = bytes(LARGE // 8)
     deep = b'{"a":' * 100_000
     sparse_map = b"1\n0\n%d\n" % LARGE
     tars = {
@@ -93,18 +92,24 @@ def write_hostile(folder: Path, trace: Path) -> dict[str, str]:
     }
     for name, (content, _) in tars.items():
         (folder / f"{name}.tar").write_bytes(content + END_OF_ARCHIVE)
-    (folder / "p-jpg.tar").write_bytes(gzip.compress(zeros))
-    (folder / "q-jpg.tar").write_bytes(bz2.compress(zeros))
-    (folder / "r-jpg.tar").write_bytes(lzma.compress(zeros))
-    with open(folder / "s-jpg.tar", "wb") as shard:  # a member as large as it says, of holes
-        shard.write(header(b"0.jpg", b"%011o\0" % LARGE))
-        shard.truncate(512 + LARGE)
-        shard.seek(0, 2)
-        shard.write(END_OF_ARCHIVE)
+    write_tar_bombs(folder)
     write_parquet_bombs(folder)
     kinds = {f"{name}.tar": kind for name, (_, kind) in tars.items()}
     kinds |= {f"{name}-jpg.tar": "compressed" for name in "pqr"}
     return kinds | {"s-jpg.tar": "too_large", "t.parquet": "", "u.parquet": "", "v.parquet": ""}
+
+
+def write_tar_bombs(folder: Path) -> None:
+    """Write compressed archives of zeros, and a member of 0.5 GiB that is a hole on the disk."""
+    zeros = bytes(LARGE // 8)
+    (folder / "p-jpg.tar").write_bytes(gzip.compress(zeros))
+    (folder / "q-jpg.tar").write_bytes(bz2.compress(zeros))
+    (folder / "r-jpg.tar").write_bytes(lzma.compress(zeros))
+    with open(folder / "s-jpg.tar", "wb") as shard:
+        shard.write(header(b"0.jpg", b"%011o\0" % LARGE))
+        shard.truncate(512 + LARGE)
+        shard.seek(0, 2)
+        shard.write(END_OF_ARCHIVE)
 
 
 def write_parquet_bombs(folder: Path) -> None:

@@ -31,7 +31,7 @@ def test_globs_files_and_sequences_are_taken(folder: Path) -> None:
     assert list(find_shards(f"{folder}/*.tar", SUFFIXES)[1]) == ["b.tar"]
     assert list(find_shards(f"{folder}/**/*.tar", SUFFIXES)[1]) == ["b.tar", "sub/c.tar"]
     assert list(find_shards(folder / "b.tar", SUFFIXES)[1]) == ["b.tar"]
-    files = [folder / "sub" / "c.tar", str(folder / "b.tar")]
+    files: list[str | Path] = [folder / "sub" / "c.tar", str(folder / "b.tar")]
     assert list(find_shards(files, SUFFIXES)[1]) == ["sub/c.tar", "b.tar"]
 
 

@@ -19,8 +19,10 @@ from adasel_connectors.tar import TarSource
 from adasel_stream.errors import ShardError
 from tests.connectors.shard_files import make_samples, write_tar
 
-KINDS = ("flip in header", "flip in content", "cut in content", "cut before sample")
-KINDS += ("cut between parts", "zeroed page")
+KINDS = (
+    *("flip in header", "flip in content", "cut in content"),
+    *("cut before sample", "cut between parts", "zeroed page"),
+)
 PAGE = 4096
 Samples: TypeAlias = dict[str, tuple[int, bytes, int]]
 """Id, image and class by key."""

@@ -153,6 +153,12 @@ def test_each_bit_of_a_header_is_guarded() -> None:
         (member(b"", b"9 path=b\n", b"x") + END_OF_ARCHIVE, "bad_header"),
         (member(b"", b"99 path=b\n", b"x") + member(b"a", b"") + END_OF_ARCHIVE, "bad_header"),
         (member(b"", b"10 size=-1\n", b"x") + member(b"a", b"") + END_OF_ARCHIVE, "bad_header"),
+        (
+            member(b"", b"5011 size=" + b"9" * 5000 + b"\n", b"x")
+            + member(b"a", b"")
+            + END_OF_ARCHIVE,
+            "bad_header",
+        ),
         (member(b"", b"9 path=b\n", b"g") + member(b"a", b"") + END_OF_ARCHIVE, "bad_header"),
         (
             member(b"", b"9 path=b\n", b"x") * 2 + member(b"a", b"") + END_OF_ARCHIVE,

@@ -1,12 +1,14 @@
 """DataLoader workers share the shards, however they are started, and report what they met."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from adasel_connectors.chunks import as_it_is, rebatch
 from adasel_connectors.parquet import ParquetSource
@@ -17,11 +19,8 @@ from tests.connectors.shard_files import make_samples, rows, write_parquet, writ
 
 SHARDS, ROWS = 5, 30
 Make: TypeAlias = Callable[..., ShardSource]
-pytestmark = [
-    pytest.mark.slow,
-    # Python 3.12 warns of forks beside threads; that these sources survive one is what we show
-    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
-]
+# Python 3.12 warns of forks beside threads; that these sources survive one is what we show
+pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
 @pytest.fixture(params=["tar", "parquet"])
@@ -58,7 +57,13 @@ def loader(source: ShardSource, workers: int, start: str | None = None) -> DataL
 
 @pytest.mark.parametrize(
     ("workers", "start"),
-    [(0, None), (1, "fork"), (2, "fork"), (2, "forkserver"), (2, "spawn")],
+    [
+        (0, None),
+        (1, "fork"),
+        (2, "fork"),
+        pytest.param(2, "forkserver", marks=pytest.mark.slow),
+        pytest.param(2, "spawn", marks=pytest.mark.slow),
+    ],
 )
 def test_each_sample_comes_once_from_any_workers(
     make: Make, workers: int, start: str | None
@@ -85,6 +90,52 @@ def test_chunks_of_workers_are_sliced_to_one_size(make: Make) -> None:
     assert sorted(rows(batches, "cls")) == list(range(SHARDS * ROWS))
 
 
+class WithState(IterableDataset[tuple[dict[str, Any], dict[str, Any]]]):
+    """Hands over the worker's number and its source's state with each batch."""
+
+    def __init__(self, source: ShardSource, states: dict[int, dict[str, Any]]) -> None:
+        """Begin each worker at its state, if it has one."""
+        self.source = source
+        self.states = states
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield batch, worker, state."""
+        worker = get_worker_info()
+        assert worker is not None
+        if worker.id in self.states:
+            self.source.load_state_dict(self.states[worker.id])
+        for batch in self.source:
+            yield batch, worker.id, self.source.state_dict()
+
+
+@pytest.mark.parametrize("stop", [1, 4, 11, 20])
+def test_each_worker_can_be_resumed_at_its_own_position(make: Make, stop: int) -> None:
+    """A state taken in a worker goes on in a worker of the same number."""
+    states: dict[int, dict[str, Any]] = {}
+    head: list[int] = []
+    for batch, worker, state in islice(_with_states(make(batch_size=8), states, 2), stop):
+        head += batch["cls"].tolist()
+        states[worker] = state
+    rest = rows((batch for batch, *_ in _with_states(make(batch_size=8), states, 2)), "cls")
+    assert sorted(head + rest) == list(range(SHARDS * ROWS))
+    wrong = _with_states(make(batch_size=8), {0: states[0]}, 1)
+    with pytest.raises(SourceError, match="reader 0 of 2, this is reader 0 of 1") as caught:
+        list(wrong)
+    traceback.clear_frames(caught.tb)
+
+
+def _with_states(
+    source: ShardSource, states: dict[int, dict[str, Any]], workers: int
+) -> DataLoader[Any]:
+    return DataLoader(
+        WithState(source, states),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=as_it_is,
+        multiprocessing_context="fork",
+    )
+
+
 def test_the_trainer_has_no_position_while_workers_read(make: Make) -> None:
     """Asking the trainer's copy for its state says so instead of giving the beginning."""
     source = make(batch_size=8)
@@ -100,5 +151,8 @@ def test_damage_met_by_a_worker_reaches_the_trainer(make: Make, tmp_path: Path) 
     damaged.write_bytes(damaged.read_bytes()[:-2000])
     assert len(rows(loader(source, 2, "fork"))) < SHARDS * ROWS
     assert source.counts["skipped_shards"] == 1
-    with pytest.raises(ShardError, match=f"'{damaged.name}'"):
+    with pytest.raises(ShardError, match=f"'{damaged.name}'") as caught:
         rows(loader(make(batch_size=8), 2, "fork"))
+    # torch raises it in a frame that refers to it; left to the garbage collector, the iterator
+    # would wait 5 s for each worker, because its queues are gone before it is
+    traceback.clear_frames(caught.tb)

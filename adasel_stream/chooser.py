@@ -1,0 +1,144 @@
+"""The policy at work: how many rows of each candidate batch, which, and what came of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adasel_stream.adaselection import Policy, step
+from adasel_stream.buffer import kept_at
+from adasel_stream.quota import Quota
+from adasel_stream.scorers import gradient_norms
+from adasel_stream.types import Feedback, LossBatch, Method, Scored, Selection, State
+
+__all__ = ["Chooser"]
+
+_TENSORS = ("log_weights", "method_losses", "trend")
+
+
+class Chooser:
+    """Choose from candidate batches, one after the other, and learn from fresh losses.
+
+    It holds what AdaSelection carries from batch to batch: its state, the randomness of its
+    draws and the rows that are due.
+
+    Args:
+        methods: candidate methods by name.
+        policy: the rule of selection.
+        sampling_rate: share of candidates to choose, in (0, 1].
+        seed: seeds the draws.
+
+    Raises:
+        ValueError: an argument out of its range, or a policy's floor too high for the methods.
+        TypeError: an argument of another type.
+
+    >>> from adasel_stream.methods import resolve_methods
+    >>> from adasel_stream.policies import paper
+    >>> chooser = Chooser(resolve_methods(["big_loss"]), paper(), sampling_rate=0.5, seed=0)
+    >>> chooser.choose(Scored(torch.tensor([0.1, 4.0, 1.0, 1.2]))).indices
+    tensor([1, 3])
+    """
+
+    def __init__(
+        self, methods: Mapping[str, Method], policy: Policy, *, sampling_rate: float, seed: int
+    ) -> None:
+        if policy.floor * len(methods) > 1:
+            raise ValueError(
+                f"floor {policy.floor} for each of {len(methods)} methods is more than 1 in all; "
+                "lower it"
+            )
+        if not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            raise TypeError(f"seed must be a whole number, got {type(seed).__name__}")
+        self._methods = methods
+        self._policy = policy
+        self._quota = Quota(sampling_rate, whole_batches=policy.whole_batches)
+        self._seed = seed
+        self._state: State | None = None
+        self._generator: torch.Generator | None = None
+        self._draws: dict[str, Any] | None = None  # a restored generator's, until its device is met
+
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` is of use under this policy."""
+        return self._policy.learn is not None
+
+    def choose(self, scored: Scored) -> Selection | None:
+        """Choose as many rows as are due, or None when none are.
+
+        Raises:
+            MethodError: a method's preferences cannot be used; nothing was chosen.
+        """
+        losses, norms = scored.losses, gradient_norms(scored)
+        rows, usable = losses.shape[0], _count_finite(losses, norms)
+        k = self._quota.take(rows if usable is None else usable)
+        if k == 0:
+            return None
+        state, generator = self._prepare(losses)
+        noise = (
+            torch.empty_like(losses).normal_(generator=generator) if self._policy.noisy else None
+        )
+        batch = LossBatch.of(losses, noise=noise, gradient_norms=norms, all_finite=usable == rows)
+        self._state, chosen = step(state, batch, k, self._methods, self._policy, generator)
+        return chosen
+
+    def learn(self, feedback: Feedback) -> None:
+        """Move the method weights by fresh losses of rows that were trained on."""
+        if self._policy.learn is not None and self._state is not None:
+            self._state = self._policy.learn(self._state, feedback)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe the policy's state, the randomness and the count of rows."""
+        state, generator = self._state, self._generator
+        if generator is not None:
+            self._draws = {"device": generator.device.type, "state": generator.get_state()}
+        return {
+            "policy": None if state is None else _described(state),
+            "generator": self._draws,
+            "quota": self._quota.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
+        """Go on from `state`, on `device` or on one like that it came from."""
+        policy = state["policy"]
+        self._state = None if policy is None else _restored(policy, device)
+        self._generator, self._draws = None, state["generator"]
+        self._quota.load_state_dict(state["quota"])
+
+    def _prepare(self, losses: Tensor) -> tuple[State, torch.Generator]:
+        """Give the state and the generator, on the device of the losses."""
+        device, state = losses.device, self._state
+        if state is None:
+            state = State.initial(len(self._methods), dtype=losses.dtype, device=device)
+        if state.log_weights.device != device:
+            state = replace(state, **{name: getattr(state, name).to(device) for name in _TENSORS})
+        if self._generator is None or self._generator.device != device:
+            # draws cannot go on on another kind of device: there they begin anew, not as before
+            self._generator = torch.Generator(device).manual_seed(self._seed + state.step)
+            if self._draws is not None and self._draws["device"] == device.type:
+                self._generator.set_state(self._draws["state"])
+        return state, self._generator
+
+
+def _count_finite(losses: Tensor, norms: Tensor | None) -> int | None:
+    """Count rows that may be chosen, where that is known without asking a device."""
+    if losses.device.type != "cpu":
+        return None
+    finite = np.isfinite(losses.numpy())
+    if norms is not None:
+        finite &= np.isfinite(norms.numpy())
+    return int(finite.sum())
+
+
+def _described(state: State) -> dict[str, Any]:
+    tensors = {name: getattr(state, name).clone() for name in _TENSORS}
+    return {"step": state.step, "device": state.log_weights.device.type, **tensors}
+
+
+def _restored(policy: Mapping[str, Any], device: torch.device | None) -> State:
+    home = kept_at(policy["device"], device)
+    return State(
+        int(policy["step"]), **{name: policy[name].to(home, copy=True) for name in _TENSORS}
+    )

@@ -1,0 +1,83 @@
+"""Stable names of instances: where a batch holds them, and as the integers that stand for them."""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from adasel_stream import trees
+from adasel_stream.errors import BatchError
+from adasel_stream.record import instance_ids
+from adasel_stream.types import Batch, Ids
+
+__all__ = ["as_ids", "find_ids"]
+
+
+def find_ids(batch: Batch, where: Any, rows: int) -> npt.NDArray[np.int64]:
+    """Take the instance ids out of a batch.
+
+    Args:
+        batch: the candidates.
+        where: a key or an attribute, a tuple of them, or a function of the batch.
+        rows: b.
+
+    Raises:
+        BatchError: there is nothing there, or not one id per row.
+
+    >>> find_ids({"meta": {"id": [7, 8]}}, ("meta", "id"), 2)
+    array([7, 8])
+    """
+    try:
+        found: Any = where(batch) if callable(where) else _follow(batch, where)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise BatchError(
+            f"ids={where!r} is not in the batch, whose leaves are "
+            f"{', '.join(trees.flatten(batch)) or 'none'}; name a key, a path of keys or a function"
+        ) from error
+    ids = as_ids(found)
+    if ids.shape != (rows,):
+        raise BatchError(f"ids={where!r} gives shape {ids.shape}, expected ({rows},): one per row")
+    return ids
+
+
+def as_ids(ids: Ids | Tensor) -> npt.NDArray[np.int64]:
+    """Convert ids to int64, strings by their hash.
+
+    Args:
+        ids: a tensor, an array, a list or a tuple of whole numbers or of strings.
+
+    Raises:
+        BatchError: ids that are neither whole numbers nor strings.
+
+    >>> as_ids([3, 4]), len(as_ids(["a", "b"]))
+    (array([3, 4]), 2)
+    """
+    values: Any = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else ids
+    if isinstance(values, np.ndarray) and values.dtype.kind in "UO" and values.ndim == 1:
+        values = values.tolist()
+    if isinstance(values, list | tuple):
+        names = cast("Sequence[Any]", values)
+        if all(isinstance(name, str) for name in names):
+            return instance_ids(names)
+    array: npt.NDArray[Any] = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise BatchError(
+            f"ids have dtype {array.dtype}, expected whole numbers or strings; ids that travel as "
+            "floats lose their last digits, and a missing id cannot be recorded"
+        )
+    return array.view(np.int64) if array.dtype == np.uint64 else array.astype(np.int64, copy=False)
+
+
+def _follow(batch: Batch, where: Any) -> Any:
+    node = batch
+    path: tuple[Any, ...] = where if isinstance(where, tuple) else (where,)
+    for key in path:
+        try:
+            node = node[key]
+        except (TypeError, KeyError, IndexError):
+            if not isinstance(key, str) or not hasattr(node, key):
+                raise
+            node = getattr(node, key)  # dataclasses and named tuples
+    return node

@@ -1,0 +1,149 @@
+"""Rows of leaves: columns with one row per instance, as tensors, arrays or lists."""
+
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adasel_stream.errors import BatchError
+
+__all__ = [
+    "Leaf",
+    "Leaves",
+    "clear_rows",
+    "copy_rows",
+    "place",
+    "put_rows",
+    "row_count",
+    "slots_for",
+    "take_rows",
+]
+
+Leaf: TypeAlias = Tensor | npt.NDArray[Any] | list[Any]
+"""One row per instance along the first dimension; texts and objects always as a list."""
+
+Leaves: TypeAlias = dict[str, Leaf]
+"""Leaves by their path in the batch, such as `['x'][0]`."""
+
+_UNSIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+def row_count(leaves: Leaves) -> int:
+    """Count the rows that all leaves share.
+
+    Raises:
+        BatchError: there are no leaves, a leaf has no rows, or two leaves differ.
+
+    >>> row_count({"['x']": torch.zeros(2, 3), "['y']": ["a", "b"]})
+    2
+    """
+    if not leaves:
+        raise BatchError("the batch has no tensor, array or list, so there is nothing to select")
+    counts: dict[str, int] = {}
+    for path, leaf in leaves.items():
+        if not isinstance(leaf, list) and leaf.ndim == 0:
+            raise BatchError(
+                f"leaf batch{path} is a scalar, expected one row per instance; repeat it for each "
+                "row or keep it outside the batch"
+            )
+        counts[path] = len(leaf)
+    (first, rows), *others = counts.items()
+    for path, count in others:
+        if count != rows:
+            raise BatchError(
+                f"leaf batch{path} has {count} rows, batch{first} has {rows}; every leaf must have "
+                "one row per instance (a list of tensors, arrays or tuples counts as a list of "
+                "leaves: stack them, or pass them as an array of objects)"
+            )
+    return rows
+
+
+def place(leaves: Leaves, device: torch.device) -> Leaves:
+    """Move tensors and numeric arrays to a device, without waiting; lists stay on the host."""
+    return {path: _place(leaf, device) for path, leaf in leaves.items()}
+
+
+def slots_for(leaf: Leaf, rows: int) -> Leaf:
+    """Make room for `rows` rows like those of `leaf`, on the same device.
+
+    >>> slots_for(["a", "b"], 3)
+    [None, None, None]
+    """
+    if isinstance(leaf, Tensor):
+        return leaf.new_empty((rows, *leaf.shape[1:]), requires_grad=False)
+    if isinstance(leaf, np.ndarray):
+        return np.empty((rows, *leaf.shape[1:]), dtype=leaf.dtype)
+    return [None] * rows
+
+
+def take_rows(leaf: Leaf, indices: Tensor, slots: Leaf, start: int) -> None:
+    """Copy the rows of `leaf` named by `indices` into `slots`, from row `start` on.
+
+    Args:
+        leaf: b rows.
+        indices: shape (n,), int64; for a leaf on the host it must be on the host.
+        slots: made by `slots_for`; written in place.
+        start: first row to write.
+
+    >>> slots = slots_for(["a", "b", "c"], 2)
+    >>> take_rows(["a", "b", "c"], torch.tensor([2]), slots, 1)
+    >>> slots
+    [None, 'c']
+    """
+    stop = start + indices.shape[0]
+    if isinstance(leaf, Tensor) and isinstance(slots, Tensor):
+        rows = _signed(slots)[start:stop]
+        torch.index_select(_signed(leaf.detach()), 0, indices, out=rows)
+    elif isinstance(leaf, np.ndarray) and isinstance(slots, np.ndarray):
+        slots[start:stop] = leaf[indices.numpy()]
+    else:
+        cast("list[Any]", slots)[start:stop] = [leaf[i] for i in indices.tolist()]
+
+
+def put_rows(leaf: Leaf, slots: Leaf, start: int) -> None:
+    """Copy all rows of `leaf` into `slots`, from row `start` on.
+
+    >>> slots = slots_for(torch.zeros(1), 3).zero_()
+    >>> put_rows(torch.tensor([4.0, 5.0]), slots, 1)
+    >>> slots
+    tensor([0., 4., 5.])
+    """
+    slots[start : start + len(leaf)] = leaf  # type: ignore[assignment] # both of one kind
+
+
+def clear_rows(slots: Leaf, start: int, void: Tensor) -> None:
+    """Fill the rows from `start` on that `void` marks, shape (n,), bool, with zeros.
+
+    Leaves that are not tensors on the device of `void` keep what they have.
+    """
+    if isinstance(slots, Tensor) and slots.device == void.device:
+        rows = _signed(slots)[start : start + void.shape[0]]
+        rows.masked_fill_(void.reshape(-1, *[1] * (rows.ndim - 1)), 0)
+
+
+def copy_rows(leaf: Leaf, stop: int) -> Leaf:
+    """Copy the first `stop` rows.
+
+    >>> copy_rows(["a", "b", "c"], 2)
+    ['a', 'b']
+    """
+    rows = leaf[:stop]
+    if isinstance(rows, Tensor):
+        return rows.clone()
+    return rows.copy()
+
+
+def _place(leaf: Leaf, device: torch.device) -> Leaf:
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+        # torch takes no read-only memory and no foreign byte order
+        native = np.require(leaf, leaf.dtype.newbyteorder("="), ["C", "W"])
+        leaf = torch.from_numpy(native)
+    return leaf.to(device, non_blocking=True) if isinstance(leaf, Tensor) else leaf
+
+
+def _signed(tensor: Tensor) -> Tensor:
+    # torch moves rows of the wider unsigned types only as the signed ones of the same width
+    signed = _UNSIGNED.get(tensor.dtype)
+    return tensor if signed is None else tensor.view(signed)

@@ -1,0 +1,190 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adasel_stream import LossRecord
+from adasel_stream.errors import RecordError, ScoreError
+from adasel_stream.known import KnownLosses, Losses
+from adasel_stream.trees import flatten
+from tests.streams import Counted, Rows, rows
+
+
+def find(known: KnownLosses, batch: Rows) -> Losses:
+    """Get the losses of a batch of rows."""
+    count = len(batch["id"])
+    return known.losses_of(batch, flatten(batch), count, known.ids_of(batch, count))
+
+
+def test_without_a_record_every_row_is_scored() -> None:
+    """Ids are not even looked for."""
+    score = Counted()
+    known = KnownLosses(score, None, "there is no such key")
+    assert known.ids_of(rows(0, 4), 4) is None
+    scored, fresh, ages_s = find(known, rows(0, 4))
+    assert torch.equal(scored.losses, rows(0, 4)["loss"])
+    assert (fresh.tolist(), ages_s.tolist(), score.ids) == ([True] * 4, [], [0, 1, 2, 3])
+
+
+def test_only_rows_that_are_not_known_are_scored() -> None:
+    """Known losses stand where they belong, whatever the mixture."""
+    record = LossRecord(capacity=100)
+    record.update(np.array([1, 3]), np.array([50.0, 70.0]))
+    score = Counted()
+    known = KnownLosses(score, record, "id")
+    scored, fresh, ages_s = find(known, rows(0, 5))
+    want = rows(0, 5)["loss"]
+    want[1], want[3] = 50.0, 70.0
+    assert torch.equal(scored.losses, want)
+    assert score.ids == [0, 2, 4]
+    assert fresh.tolist() == [True, False, True, False, True]
+    assert ages_s.tolist() == [0.0, 0.0]
+
+
+def test_a_batch_that_is_known_altogether_is_not_scored() -> None:
+    """The forward pass is spared."""
+    record = LossRecord(capacity=100)
+    record.update(np.arange(4), np.arange(4.0))
+    score = Counted()
+    scored, fresh, _ = find(KnownLosses(score, record, "id"), rows(0, 4))
+    assert scored.losses.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert (score.ids, fresh.any()) == ([], False)
+
+
+def test_an_unknown_batch_is_scored_as_it_came() -> None:
+    """With its last-layer quantities and without a copy."""
+    batch, got = rows(0, 4), list[Any]()
+
+    def score(b: Rows) -> Tensor:
+        got.append(b)
+        losses: Tensor = b["loss"]
+        return losses
+
+    find(KnownLosses(score, LossRecord(capacity=100), "id"), batch)
+    assert got[0] is batch
+
+
+def test_stale_losses_are_scored_again() -> None:
+    """A loss older than the record allows is not known."""
+    now = [0.0]
+    record = LossRecord(capacity=100, max_age_s=10, clock=lambda: now[0])
+    known = KnownLosses(score := Counted(), record, "id")
+    known.observe(np.arange(2), np.ones(2))
+    now[0] = 5.0
+    assert find(known, rows(0, 2)).ages_s.tolist() == [5.0, 5.0]
+    now[0] = 20.0
+    assert find(known, rows(0, 2)).fresh.all()
+    assert score.ids == [0, 1]
+
+
+def test_a_subset_keeps_every_kind_of_leaf() -> None:
+    """The score sees the structure that it knows, with fewer rows."""
+    record = LossRecord(capacity=100)
+    record.update(np.array([1]), np.array([9.0]))
+    batch = {"id": torch.arange(3), "t": ["a", "b", "c"], "n": np.arange(3.0), "none": None}
+    seen: list[Any] = []
+
+    def score(b: Any) -> Tensor:
+        seen.append((b["id"].tolist(), b["t"], b["n"].tolist(), b["none"]))
+        return torch.ones(len(b["t"]))
+
+    find(KnownLosses(score, record, "id"), batch)
+    assert seen == [([0, 2], ["a", "c"], [0.0, 2.0], None)]
+
+
+def test_without_a_score_unknown_rows_count_as_average() -> None:
+    """Neither preferred nor shunned; the average is that of what was recorded."""
+    known = KnownLosses(None, LossRecord(capacity=100), "id")
+    assert find(known, rows(0, 2)).scored.losses.tolist() == [0.0, 0.0]
+    known.observe(np.array([0, 1, 2]), np.array([1.0, 3.0, np.nan]))
+    scored, fresh, _ = find(known, rows(0, 4))
+    assert scored.losses.tolist() == [1.0, 3.0, 2.0, 2.0]
+    assert not fresh.any()
+
+
+def test_the_average_follows_the_last_ten_thousand_losses() -> None:
+    """It is even at first and forgets later."""
+    known = KnownLosses(None, LossRecord(capacity=16), "id")
+    for _ in range(2):
+        known.observe(np.arange(5000), np.full(5000, 1.0))
+    assert find(known, rows(90_000, 1)).scored.losses.item() == pytest.approx(1.0)
+    for _ in range(20):
+        known.observe(np.arange(5000), np.full(5000, 3.0))
+    assert find(known, rows(90_000, 1)).scored.losses.item() == pytest.approx(3.0, abs=1e-4)
+
+
+def test_duplicates_in_a_batch_are_all_scored_and_recorded_once() -> None:
+    """Their mean is what is known of them next time."""
+    record = LossRecord(capacity=100)
+    known = KnownLosses(score := Counted(), record, "id")
+    batch = rows(0, 3)
+    batch["id"] = torch.tensor([5, 5, 6])
+    assert find(known, batch).fresh.all()
+    known.observe(np.array([5, 5, 6]), np.array([1.0, 3.0, 7.0]))
+    assert len(record) == 2
+    assert find(known, batch).scored.losses.tolist() == [2.0, 2.0, 7.0]
+    assert score.ids == [5, 5, 6]
+
+
+def test_a_score_that_ignores_the_subset_is_refused() -> None:
+    """It must give one loss for each row that it was handed."""
+    record = LossRecord(capacity=100)
+    record.update(np.array([1]), np.array([9.0]))
+    known = KnownLosses(lambda _: torch.ones(4), record, "id")
+    with pytest.raises(ScoreError, match=r"shape \(4,\), expected \(3,\)"):
+        find(known, rows(0, 4))
+
+
+def test_the_state_goes_on_with_the_record_and_the_average() -> None:
+    """What one knows the other knows."""
+    one, other = (KnownLosses(None, LossRecord(capacity=100), "id") for _ in range(2))
+    one.observe(np.array([0, 1]), np.array([1.0, 3.0]))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(find(one, rows(0, 4))[0].losses, find(other, rows(0, 4))[0].losses)
+    with pytest.raises(RecordError, match="capacity"):
+        KnownLosses(None, LossRecord(capacity=999), "id").load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("ids", "losses"),
+    [
+        (torch.tensor([0, 1]), torch.tensor([1.0, 3.0], dtype=torch.bfloat16, requires_grad=True)),
+        (np.array([0, 1]), np.array([1.0, 3.0], dtype=np.float16)),
+        (np.array([0, 1]), [1.0, 3.0]),
+    ],
+)
+def test_losses_from_elsewhere_are_taken_in(ids: Any, losses: Any) -> None:
+    """As a serving process has them, with or without gradient."""
+    known = KnownLosses(None, LossRecord(capacity=100), "id")
+    known.take_in(ids, losses)
+    assert find(known, rows(0, 2)).scored.losses.tolist() == [1.0, 3.0]
+
+
+def test_losses_from_elsewhere_are_checked() -> None:
+    """One each, for a loader that has a record."""
+    known = KnownLosses(None, LossRecord(capacity=100), "id")
+    with pytest.raises(ValueError, match=r"losses must have shape \(2,\), one per id, got \(3,\)"):
+        known.take_in(np.arange(2), np.ones(3))
+    with pytest.raises(RecordError, match="floating-point"):
+        known.take_in(np.arange(2), np.arange(2))
+    with pytest.raises(ValueError, match="there is no record to observe losses; construct with re"):
+        KnownLosses(Counted(), None, None).take_in(np.arange(2), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("score", "record", "where", "error", "message"),
+    [
+        (None, None, None, ValueError, "losses must come from somewhere: pass score=, record=, or"),
+        (None, LossRecord(capacity=16), None, ValueError, 'record= needs ids=: .*ids="__key__"'),
+        ("model", None, None, TypeError, "score must be a function of a batch, got str"),
+        (None, {}, "id", TypeError, "record must be a LossRecord, got dict"),
+    ],
+)
+def test_wrong_arguments_fail_at_construction(
+    score: Any, record: Any, where: Any, error: type[Exception], message: str
+) -> None:
+    """With what was expected and what came."""
+    with pytest.raises(error, match=message):
+        KnownLosses(score, record, where)

@@ -1,0 +1,300 @@
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped] # pyarrow ships no types
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+import torch
+
+from adasel_connectors.parquet import ParquetSource
+from adasel_stream import LossRecord, SelectingLoader, load_checkpoint, save_checkpoint
+from adasel_stream.errors import AdaselError, RecordError, SourceError
+from tests.nestings import Encoding, Frozen, Pair
+from tests.streams import SIZES, Rows, Stream, batches, loss, rows
+
+PASSES = 3
+COUNTERS = (
+    *("samples_seen", "samples_selected", "samples_dropped", "score_rows", "policy_updates"),
+    *("steps", "method_agreed", "record_lookups", "record_evictions"),
+)
+
+Make = Callable[[], SelectingLoader]
+
+
+class Step(NamedTuple):
+    """What a batch was made of, bit for bit, and in which pass it came."""
+
+    number: int
+    rows: str
+    weights: bytes
+    method_weights: tuple[float, ...]
+
+
+def steps(loader: SelectingLoader, first_pass: int = 0) -> Iterator[Step]:
+    """Train through all passes that are left."""
+    for number in range(first_pass, PASSES):
+        for batch in loader:
+            losses = loss(batch) * (1 + len(batch) % 3)
+            loader.mean(losses)
+            rows = str({key: value.tolist() for key, value in batch.items()})
+            weights = loader.weights.numpy().tobytes()
+            yield Step(number, rows, weights, tuple(loader.metrics.method_weight_ratio))
+
+
+def counters(loader: SelectingLoader) -> dict[str, Any]:
+    """Everything that the metrics counted, but for time."""
+    loader.metrics.refresh()
+    counted: dict[str, Any] = {name: getattr(loader.metrics, name) for name in COUNTERS}
+    for name, histogram in loader.metrics.loss.items():
+        counted[name] = histogram.state_dict()
+    return counted
+
+
+def through_a_file(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Save and load, as a new process would."""
+    save_checkpoint(path, {"loader": state}, durable=False)
+    loaded: dict[str, Any] = load_checkpoint(path)["loader"]
+    return loaded
+
+
+def check_resumes(make: Make, path: Path) -> None:
+    """Resume at every batch, and resume the resumed one batch later: nothing may differ."""
+    undisturbed = make()
+    want = list(steps(undisturbed))
+    assert len(want) >= 3
+    for cut in range(len(want) + 1):
+        first, second, last = make(), make(), make()
+        got, state = list[Step](), first.state_dict()
+        for step in islice(steps(first), cut):
+            got.append(step)
+            state = first.state_dict()
+        second.load_state_dict(through_a_file(state, path))
+        for step in islice(steps(second, number_of(got)), 1):
+            got.append(step)
+            state = second.state_dict()
+        last.load_state_dict(through_a_file(state, path))
+        got += steps(last, number_of(got))
+        assert got == want, cut
+        assert counters(last) == counters(undisturbed)
+
+
+def number_of(got: list[Step]) -> int:
+    """Say which pass is under way."""
+    return got[-1].number if got else 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size"),
+    [((5, 1, 16), 2), (SIZES, 8), (SIZES, 17)],
+    ids=["below k", "as b", "above b"],
+)
+@pytest.mark.parametrize("policy", ["unbiased", "paper"])
+@pytest.mark.parametrize("recorded", [False, True], ids=["no record", "record"])
+def test_resuming_changes_nothing(
+    sizes: tuple[int, ...], batch_size: int, policy: str, recorded: bool, tmp_path: Path
+) -> None:
+    """At every batch, twice in a row, through a checkpoint file, over several passes."""
+
+    def make() -> SelectingLoader:
+        # too small for all rows, so that what is evicted counts
+        record = LossRecord(capacity=16, clock=lambda: 0.0) if recorded else None
+        return SelectingLoader(
+            Stream(sizes),
+            score=loss,
+            sampling_rate=0.4,
+            policy=policy,
+            batch_size=batch_size,
+            record=record,
+            ids="id" if recorded else None,
+            seed=3,
+        )
+
+    check_resumes(make, tmp_path / "state")
+
+
+def test_resuming_by_the_record_alone_changes_nothing(tmp_path: Path) -> None:
+    """The losses that serving had given are part of the state."""
+
+    def make() -> SelectingLoader:
+        record = LossRecord(capacity=200, clock=lambda: 0.0)
+        loader = SelectingLoader(
+            Stream(), record=record, ids="id", sampling_rate=0.4, batch_size=7, policy="paper"
+        )
+        loader.observe(torch.arange(0, 102, 2), torch.arange(51.0))
+        return loader
+
+    check_resumes(make, tmp_path / "state")
+
+
+def test_resuming_over_parquet_shards_changes_nothing(tmp_path: Path) -> None:
+    """The connector's position and the loader's state are one."""
+    for number in range(2):
+        x = np.random.default_rng(number).normal(size=22).astype("f4")
+        table = pa.table({"loss": np.abs(x), "x": x})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=9)
+
+    def make() -> SelectingLoader:
+        source = ParquetSource(tmp_path, batch_size=13)
+        record = LossRecord(capacity=64, clock=lambda: 0.0)
+        return SelectingLoader(
+            source, score=loss, sampling_rate=0.4, batch_size=4, record=record, ids="id"
+        )
+
+    check_resumes(make, tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda b: Frozen(b["x"], {"id": b["id"], "loss": b["loss"]}),
+        lambda b: Pair(b["x"], {"id": b["id"], "loss": b["loss"]}),
+        lambda b: Encoding(b, "own"),
+        lambda b: (b["x"], [{"id": b["id"], "loss": b["loss"]}, None]),
+    ],
+    ids=["dataclass", "named tuple", "mapping", "plain"],
+)
+def test_waiting_batches_of_any_type_come_after_a_resume(wrap: Callable[[Rows], Any]) -> None:
+    """A file names no class: a structure of the user's own types is learnt from the next batch."""
+
+    class Wrapped(Stream):
+        def __iter__(self) -> Iterator[Any]:
+            """Give batches of the user's own type."""
+            for batch in super().__iter__():
+                yield wrap(batch)
+
+    def score(batch: Any) -> torch.Tensor:
+        held = batch if isinstance(batch, Encoding) else getattr(batch, "y", None) or batch[1][0]
+        return loss(held)
+
+    def make() -> SelectingLoader:
+        return SelectingLoader(Wrapped(), score=score, sampling_rate=0.9, batch_size=2)
+
+    with pytest.warns(RuntimeWarning, match="cannot pay"):
+        want = [str(batch) for batch in make()]
+    first = make()
+    iterator = iter(first)
+    with pytest.warns(RuntimeWarning, match="cannot pay"):
+        got = [str(next(iterator)) for _ in range(2)]
+    second = make()
+    second.load_state_dict(first.state_dict())
+    resumed = iter(second)
+    got.append(str(next(resumed)))
+    third = make()
+    third.load_state_dict(second.state_dict())
+    got += [str(batch) for batch in third]
+    assert got == want
+
+
+def test_a_stateless_source_is_refused_and_nothing_is_changed() -> None:
+    """Reading it from its start would repeat what was trained on."""
+    first = SelectingLoader(batches(), score=loss, sampling_rate=0.5)
+    next(iter(first))
+    second = SelectingLoader(batches(), score=loss, sampling_rate=0.5)
+    before = second.state_dict()
+    with pytest.raises(SourceError, match="list has no state_dict, so it cannot continue"):
+        second.load_state_dict(first.state_dict())
+    assert second.state_dict()["selector"]["quota"] == before["selector"]["quota"]
+
+
+def test_a_stateless_source_is_replayed_where_that_is_allowed() -> None:
+    """With a warning at the user's line, and the same rows from there on."""
+
+    def make() -> SelectingLoader:
+        return SelectingLoader(batches(), score=loss, sampling_rate=0.5, batch_size=3, replay=True)
+
+    want = [batch["id"].tolist() for batch in make()]
+    first = make()
+    iterator = iter(first)
+    got = [next(iterator)["id"].tolist() for _ in range(4)]
+    second = make()
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(RuntimeWarning, match="reading 4 batches again") as caught:
+        got += [batch["id"].tolist() for batch in second]
+    assert got == want
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sampling_rate": 0.4}, r"sampling_rate 0.5, here 0.4$"),
+        ({"policy": "paper"}, r"policy 'unbiased', here 'paper'$"),
+        ({"methods": ["uniform"]}, r"methods \['uniform', .*\], here \['uniform'\]$"),
+        ({"seed": 9, "sampling_rate": 0.1}, r"sampling_rate 0.5, here 0.1; seed 0, here 9$"),
+        ({"record": LossRecord(capacity=16), "ids": "id"}, r"record False, here True$"),
+        ({"batch_size": 3}, "the snapshot emits batches of 8 rows, this loader of 3"),
+    ],
+)
+def test_a_snapshot_of_other_settings_is_refused(options: dict[str, Any], message: str) -> None:
+    """The message names both."""
+    first = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
+    next(iter(first))
+    second = SelectingLoader(Stream(), **{"score": loss, "sampling_rate": 0.5, **options})
+    with pytest.raises(ValueError, match=message):
+        second.load_state_dict(first.state_dict())
+
+
+def test_a_snapshot_of_another_record_is_refused() -> None:
+    """The message says how to construct it."""
+
+    def make(capacity: int) -> SelectingLoader:
+        record = LossRecord(capacity=capacity)
+        return SelectingLoader(Stream(), score=loss, sampling_rate=0.5, record=record, ids="id")
+
+    with pytest.raises(RecordError, match="construct it with capacity=32"):
+        make(16).load_state_dict(make(32).state_dict())
+
+
+@pytest.mark.parametrize("state", [{}, {"format": 2}, {"format": "1"}])
+def test_a_state_of_another_format_is_refused(state: dict[str, Any]) -> None:
+    """The message names both versions."""
+    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
+    with pytest.raises(ValueError, match=r"has format .*, this version reads 1"):
+        loader.load_state_dict(state)
+
+
+def test_loading_ends_a_pass_that_is_under_way() -> None:
+    """Its iterator stands in a position that is no longer there."""
+    loader = SelectingLoader(Stream((8,) * 8), score=loss, sampling_rate=0.5)
+    state = loader.state_dict()
+    iterator = iter(loader)
+    first = next(iterator)["id"].tolist()
+    loader.load_state_dict(state)
+    with pytest.raises(AdaselError, match="no batch was emitted yet"):
+        loader.mean(torch.ones(8))
+    with pytest.raises(AdaselError, match="this pass is over"):
+        next(iterator)
+    assert next(iter(loader))["id"].tolist() == first
+
+
+def test_a_snapshot_does_not_change_while_training_goes_on(tmp_path: Path) -> None:
+    """It may be written by another thread, later."""
+    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.9, batch_size=2)
+    with pytest.warns(RuntimeWarning, match="cannot pay"):
+        next(iterator := iter(loader))
+    state = loader.state_dict()
+    save_checkpoint(tmp_path / "now", state)
+    for batch in iterator:
+        loader.mean(batch["loss"])
+        batch["x"].zero_()
+    save_checkpoint(tmp_path / "later", state)
+    assert (tmp_path / "now").read_bytes() == (tmp_path / "later").read_bytes()
+
+
+def test_a_resumed_run_does_not_tell_its_cost_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """It was told when the run began."""
+    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
+    loader.load_state_dict(SelectingLoader(Stream(), score=loss, sampling_rate=0.5).state_dict())
+    next(iter(loader))
+    assert capsys.readouterr().err == ""
+
+
+def test_the_streams_of_these_tests_are_what_they_say() -> None:
+    """Rows are numbered through, and a pass has other rows than the one before."""
+    source = Stream()
+    assert [len(batch["id"]) for batch in source] == list(SIZES)
+    assert next(iter(source))["id"][0] == sum(SIZES)
+    assert torch.equal(rows(3, 2)["x"], rows(0, 9)["x"][3:5])
