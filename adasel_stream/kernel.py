@@ -93,42 +93,48 @@ def unbiased_by_ranks(
 
 def _importances(ascending: Floats, methods: tuple[Method, ...]) -> Floats:
     """Give Eq. (2) for losses in ascending order, shape (M, b)."""
-    b = ascending.size
-    table = _table(methods, b, ascending.dtype.str)
-    ties = _ties(ascending)
-    if ties is None and candidate.coresets_2 not in methods:
-        return table
-    table = table.copy()
-    for row, method in zip(table, methods, strict=True):
-        if method is candidate.coresets_2:
-            row[:] = _closest(np.abs(ascending - ascending.sum() / b))
-        elif ties is not None:
-            _set_ties(row, *ties, method)
+    table = _with_ties(methods, ascending)
+    if candidate.coresets_2 in methods:
+        # away from the mean distances rise on either side: two runs, which a stable sort merges
+        distance = np.abs(ascending - ascending.sum() / ascending.size)
+        near = distance.argsort(kind="stable")
+        table = table.copy() if not table.flags.writeable else table
+        row = table[methods.index(candidate.coresets_2)]
+        row[near] = _with_ties((candidate.small_loss,), distance.take(near))[0]
     return table
 
 
-def _closest(distance: Floats) -> Floats:
-    """Give the importances of `coresets_2` from distances to the mean, in order of loss, (b,)."""
-    # away from the mean distances rise on either side: two runs, which a stable sort merges
-    near = distance.argsort(kind="stable")
-    far_last = _table((candidate.small_loss,), distance.size, distance.dtype.str)[0]
-    ties = _ties(distance.take(near))
-    if ties is not None:
-        far_last = far_last.copy()
-        _set_ties(far_last, *ties, candidate.small_loss)
-    row = np.empty_like(distance)
-    row[near] = far_last
-    return row
+def _with_ties(methods: tuple[Method, ...], ascending: Floats) -> Floats:
+    """Give the importances of ascending values, equal ones sharing their mean rank, (M, b)."""
+    b = ascending.size
+    table, totals = _table(methods, b, ascending.dtype.str)
+    ties = _ties(ascending)
+    if ties is None:
+        return table
+    places, ranks = ties
+    shared = (_weights(methods, ranks, b) / totals).astype(table.dtype)
+    change = (shared - table[:, places]).sum(1, keepdims=True)
+    table = table.copy()
+    table[:, places] = shared
+    table *= 1 / (1 + change)
+    return table
 
 
 @lru_cache(maxsize=64)
-def _table(methods: tuple[Method, ...], b: int, dtype: str) -> Floats:
-    """Give the importances of b different ascending losses, shape (M, b)."""
-    rank = np.arange(b, dtype=np.float64)
-    weights = np.exp(_logits(np.stack([_preferred(method, rank, b) for method in methods]), b))
-    table: Floats = (weights / weights.sum(1, keepdims=True)).astype(dtype)
+def _table(methods: tuple[Method, ...], b: int, dtype: str) -> tuple[Floats, Floats]:
+    """Give importances of b different ascending losses, (M, b), and what divided them, (M, 1)."""
+    weights = _weights(methods, np.arange(b, dtype=np.float64), b)
+    totals: Floats = weights.sum(1, keepdims=True)
+    table: Floats = (weights / totals).astype(dtype)
     table.flags.writeable = False
-    return table
+    return table, totals
+
+
+def _weights(methods: tuple[Method, ...], rank: Floats, b: int) -> Floats:
+    """Give the numerators of rank importances for ranks of losses, shape (M, n)."""
+    ranks = np.stack([_preferred(method, rank, b) for method in methods])
+    weights: Floats = np.exp(2 * RANK_SHARPNESS * (ranks / max(1, b - 1) - 1))
+    return weights
 
 
 def _preferred(method: Method, rank: Floats, b: int) -> Floats:
@@ -140,11 +146,6 @@ def _preferred(method: Method, rank: Floats, b: int) -> Floats:
     if method is candidate.coresets_1:
         return np.maximum(np.abs(2 * rank - (b - 1)) - 0.5, 0)
     return rank
-
-
-def _logits(ranks: Floats, b: int) -> Floats:
-    scaled: Floats = ranks / max(1, b - 1)
-    return 2 * RANK_SHARPNESS * (scaled - 1)
 
 
 def _ties(in_order: Floats) -> tuple[Rows, Floats] | None:
@@ -159,15 +160,6 @@ def _ties(in_order: Floats) -> tuple[Rows, Floats] | None:
     run = np.arange(starts.size).repeat(lengths)
     place_in_run = np.arange(run.size) - (lengths.cumsum() - lengths)[run]
     return starts[run] + place_in_run, (starts + (lengths - 1) / 2)[run]
-
-
-def _set_ties(row: Floats, places: Rows, ranks: Floats, method: Method) -> None:
-    """Give tied places of a row of the table the importance of their mean rank."""
-    weights = np.exp(_logits(_preferred(method, np.append(0.0, ranks), row.size), row.size))
-    tied = weights[1:] * (row[0] / weights[0])  # the row is e^logit over a constant
-    total = 1.0 + float((tied - row[places]).sum())
-    row[places] = tied
-    row *= 1 / total
 
 
 def _mixed(log_weights: Floats, floor: float) -> Floats:

@@ -1,8 +1,9 @@
 """Throughput of `SelectingLoader` over a source, beside the same source without selection.
 
-Columns: Parquet shards of image-like rows (3 KB) or of 16 floats, read by `ParquetSource`. Tar:
-the same images as webdataset reads them, decoded and batched. The losses are a column, so that
-what is measured is the loader and not a model; rate 0.2, policy `unbiased`, five methods.
+Columns: Parquet shards of image-like rows (3 KB in one column), of a table (48 scalar columns) and,
+the hardest case, of 16 floats in one column, read by `ParquetSource`. Tar: the same images as
+webdataset reads them, decoded and batched. The losses are a column, so that what is measured is
+the loader and not a model; rate 0.2, policy `unbiased`, five methods.
 """
 
 import argparse
@@ -39,10 +40,13 @@ def write_parquet(folder: Path, rows: int, width: int, kind: str) -> None:
             else random.random(n * width, dtype=np.float32)
         )
         columns = {
-            "x": pa.FixedSizeListArray.from_arrays(pa.array(values), width),
             "y": pa.array(random.integers(0, 10, n)),
             "loss": pa.array(random.random(n, dtype=np.float32)),
         }
+        if kind == "table":
+            columns |= {f"x{i}": pa.array(values[i * n : (i + 1) * n]) for i in range(width)}
+        else:
+            columns["x"] = pa.FixedSizeListArray.from_arrays(pa.array(values), width)
         pq.write_table(
             pa.table(columns),
             folder / f"{shard}.parquet",
@@ -108,7 +112,7 @@ def main() -> None:
     print(f"rate {RATE}, rows/s of CPU time, one thread, medians of {REPEATS}")
     print(f"{'source':<34} {'alone':>12} {'selecting':>12} {'ratio':>6} {'target':>7}")
     with tempfile.TemporaryDirectory() as scratch:
-        for kind, width in (("image", 3072), ("row", 16)):
+        for kind, width in (("image", 3072), ("table", 48), ("row", 16)):
             folder = Path(scratch) / kind
             folder.mkdir()
             write_parquet(folder, rows, width, kind)
