@@ -19,7 +19,7 @@ class Pair(NamedTuple):
     y: Any
 
 
-Untyped = namedtuple("Untyped", ["x", "y"])  # noqa: PYI024 - made at run time, as users do
+Untyped = namedtuple("Untyped", ["x", "y"])
 
 
 @dataclasses.dataclass

@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from adasel_stream import SelectingLoader
+
 Rows: TypeAlias = dict[str, Any]
 
 SIZES = (8, 5, 1, 16, 3, 8, 8, 2)
@@ -71,3 +73,16 @@ class Stream:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after it."""
         self.number, self.taken, self.goes_on = state["number"], state["taken"], True
+
+
+def loader_over(sizes: tuple[int, ...] = SIZES, **options: Any) -> SelectingLoader:
+    """Select half of a stream of numbered rows."""
+    options = {"score": loss, "sampling_rate": 0.5, **options}
+    return SelectingLoader(Stream(sizes), **options)
+
+
+def labelled(rows: int = 16) -> tuple[Tensor, Tensor]:
+    """Features and labels."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(rows, 4, generator=generator)
+    return x, torch.randint(0, 3, (rows,), generator=generator)

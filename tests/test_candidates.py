@@ -162,7 +162,7 @@ def test_a_stateless_source_begins_anew_after_an_error() -> None:
     candidates = Candidates(broken())
     candidates.start()
     candidates.next()
-    with pytest.raises(SourceError, match="generator raised OSError.* again to start a new pass"):
+    with pytest.raises(SourceError, match=r"generator raised OSError.* again to start a new pass"):
         candidates.next()
 
 

@@ -50,7 +50,8 @@ def test_a_batch_that_is_known_altogether_is_not_scored() -> None:
     score = Counted()
     scored, fresh, _ = find(KnownLosses(score, record, "id"), rows(0, 4))
     assert scored.losses.tolist() == [0.0, 1.0, 2.0, 3.0]
-    assert (score.ids, fresh.any()) == ([], False)
+    assert score.ids == []
+    assert not fresh.any()
 
 
 def test_an_unknown_batch_is_scored_as_it_came() -> None:

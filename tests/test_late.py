@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy.typing as npt
 import pytest
 import torch
@@ -18,7 +20,7 @@ def test_numbers_on_the_host_arrive_at_once_and_in_order() -> None:
 
 def test_several_tensors_arrive_together() -> None:
     """Each as an array of its own dtype, in the order sent, without its graph."""
-    got: list[npt.NDArray[object]] = []
+    got: list[npt.NDArray[Any]] = []
     sent = (torch.ones(2, requires_grad=True), torch.tensor([3]), torch.tensor([True]))
     Late().send(sent, lambda *arrays: got.extend(arrays))
     assert [str(array.dtype) for array in got] == ["float32", "int64", "bool"]

@@ -19,13 +19,7 @@ from adasel_stream.metrics import Metrics
 from adasel_stream.quota import half_up
 from adasel_stream.types import LossBatch
 from tests.strategies import rates
-from tests.streams import SIZES, Counted, Stream, batches, loss
-
-
-def loader_over(sizes: tuple[int, ...] = SIZES, **options: Any) -> SelectingLoader:
-    """Select half of a stream of numbered rows."""
-    options = {"score": loss, "sampling_rate": 0.5, **options}
-    return SelectingLoader(Stream(sizes), **options)
+from tests.streams import Stream, loader_over, loss
 
 
 @given(
@@ -80,38 +74,6 @@ def test_no_global_generator_is_touched(policy: str) -> None:
     assert before[1:] == after[1:]
 
 
-@pytest.mark.verify
-def test_the_mean_is_unbiased() -> None:
-    """Averaged over many draws it is the mean over all candidates, whatever was preferred."""
-    check_unbiased(seeds=4000)
-
-
-def test_the_mean_is_about_unbiased() -> None:
-    """The same with fewer draws."""
-    check_unbiased(seeds=250)
-
-
-def check_unbiased(seeds: int) -> None:
-    """Compare the average of `mean` over seeds with the full mean, within four standard errors."""
-    source = batches([20])
-    full = source[0]["loss"].mean().item()
-    means: list[float] = []
-    for seed in range(seeds):
-        loader = SelectingLoader(source, score=loss, sampling_rate=0.3, batch_size=6, seed=seed)
-        batch = next(iter(loader))
-        means.append(loader.mean(batch["loss"]).item())
-    spread = float(np.std(means)) / np.sqrt(seeds)
-    assert abs(float(np.mean(means)) - full) < 4 * spread
-
-
-def test_the_papers_mean_is_the_plain_mean() -> None:
-    """Its weights are all one."""
-    loader = loader_over(policy="paper")
-    for batch in loader:
-        assert torch.equal(loader.weights, torch.ones(8))
-        torch.testing.assert_close(loader.mean(batch["loss"]), batch["loss"].mean())
-
-
 @pytest.mark.filterwarnings("ignore:selection cannot pay:RuntimeWarning")
 @pytest.mark.parametrize("policy", ["unbiased", "paper"])
 def test_at_rate_one_everything_comes_with_weight_one(policy: str) -> None:
@@ -122,42 +84,6 @@ def test_at_rate_one_everything_comes_with_weight_one(policy: str) -> None:
         ids += batch["id"].tolist()
         torch.testing.assert_close(loader.weights, torch.ones(3))
     assert sorted(ids) == list(range(51))
-
-
-def test_mean_carries_the_gradient_of_each_row_by_its_weight() -> None:
-    """What `backward` gets is weight over batch size."""
-    loader = loader_over()
-    for _ in loader:
-        losses = torch.rand(8, requires_grad=True)
-        loader.mean(losses).backward()  # type: ignore[no-untyped-call] # untyped in torch
-        torch.testing.assert_close(losses.grad, loader.weights / 8)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-def test_mean_takes_losses_of_any_precision(dtype: torch.dtype) -> None:
-    """As autocast gives them; record and policy learn from them all the same."""
-    record = LossRecord(capacity=100)
-    loader = loader_over(record=record, ids="id")
-    for batch in loader:
-        mean = loader.mean(batch["loss"].to(dtype))
-        assert mean.isfinite()
-        got = record.lookup(batch["id"].numpy()).losses
-        np.testing.assert_allclose(got, batch["loss"].to(dtype).float().numpy())
-
-
-def test_mean_feeds_the_record_and_the_policy_once_a_batch() -> None:
-    """A second call for the same batch, as some optimizers make, teaches nothing."""
-    record = LossRecord(capacity=100)
-    loader = loader_over(record=record, ids="id")
-    batch = next(iterator := iter(loader))
-    first = loader.mean(torch.full((8,), 50.0))
-    assert torch.equal(first, loader.mean(torch.full((8,), 50.0)))
-    loader.mean(torch.full((8,), 99.0))
-    assert set(record.lookup(batch["id"].numpy()).losses.tolist()) == {50.0}
-    assert loader.metrics.policy_updates["applied"] == 1
-    next(iterator)
-    loader.mean(torch.ones(8))
-    assert loader.metrics.policy_updates["applied"] == 2
 
 
 def test_what_is_trained_on_moves_the_method_weights() -> None:
@@ -187,58 +113,6 @@ def test_a_method_of_ones_own_is_a_plain_function() -> None:
 def test_every_method_works_under_every_policy(name: str, policy: Any) -> None:
     """Alone, over batches of all kinds."""
     assert len(list(loader_over(methods=[name], policy=policy))) == 3
-
-
-def test_the_record_spares_forward_passes_and_learns_from_training() -> None:
-    """In the second pass nothing is scored; training changes what is known."""
-    record, score = LossRecord(capacity=1000), Counted()
-    source = batches()
-    loader = SelectingLoader(source, score=score, sampling_rate=0.5, record=record, ids="id")
-    for batch in loader:
-        loader.mean(batch["loss"] + 5)
-    assert sorted(score.ids) == list(range(51))
-    list(loader)
-    assert len(score.ids) == 51
-    assert loader.metrics.score_rows == {"forward": 51, "record": 51, "proxy": 0}
-    assert loader.metrics.record_age_seconds.count == 51
-    known = record.lookup(np.arange(51)).losses - torch.cat([b["loss"] for b in source]).numpy()
-    assert sorted(set(known.round().tolist())) == [0.0, 5.0]
-
-
-def test_losses_known_beforehand_select_without_a_score() -> None:
-    """Serving has seen them all; the large ones are chosen."""
-    record = LossRecord(capacity=1000)
-    loader = loader_over(
-        score=None, record=record, ids="id", policy="paper", methods=["big_loss"], batch_size=1
-    )
-    loader.observe(torch.arange(51), torch.arange(51.0))
-    first = next(iter(loader))
-    assert first["id"].tolist() == [7]
-    assert loader.metrics.score_rows["forward"] == 0
-    assert loader.metrics.score_mode == "record"
-
-
-@pytest.mark.parametrize("ids", [("id"), ("id",), (lambda batch: batch["id"] + 1000)])
-def test_ids_are_taken_from_wherever_they_are(ids: Any) -> None:
-    """By key, by path, or computed."""
-    record = LossRecord(capacity=1000)
-    list(loader_over(record=record, ids=ids))
-    assert len(record) == 51
-
-
-def test_string_ids_name_the_same_instances_in_scoring_training_and_serving() -> None:
-    """All three meet in the record."""
-    record = LossRecord(capacity=100)
-    names = [f"row {i}" for i in range(8)]
-    source = [{"__key__": names, "loss": torch.arange(8.0)}] * 2
-    loader = SelectingLoader(source, score=loss, sampling_rate=0.5, record=record, ids="__key__")
-    batch = next(iter(loader))
-    loader.mean(torch.full((8,), 90.0))
-    loader.observe(["row 0", "elsewhere"], np.array([70.0, 80.0]))
-    known = dict(zip(names, record.lookup(names).losses.tolist(), strict=True))
-    assert {known[name] for name in set(batch["__key__"]) - {"row 0"}} == {90.0}
-    assert known["row 0"] == 70.0
-    assert len(record) == 9
 
 
 def test_the_cost_is_told_once_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,18 +139,17 @@ def test_a_generator_is_a_source() -> None:
 
 def test_hugging_face_style_batches_are_a_source() -> None:
     """Columns as plain lists, with tokens of any length, and tokenizer outputs."""
-    columns = {
+    columns: dict[str, Any] = {
         "input_ids": [[1] * (i + 1) for i in range(ROWS)],
         "text": [f"t{i}" for i in range(ROWS)],
         "label": list(range(ROWS)),
     }
-    for source in ([columns] * 4, [Encoding(columns, "fast")] * 4):
-        for batch in emitted(source, score=by_rank, batch_size=4):
-            assert type(batch) is type(source[0])
-            for tokens, text, label in zip(
-                batch["input_ids"], batch["text"], batch["label"], strict=True
-            ):
-                assert (len(tokens), text) == (label + 1, f"t{label}")
+    sources: list[Any] = [columns, Encoding(columns, "fast")]
+    for source in sources:
+        for batch in emitted([source] * 4, score=by_rank, batch_size=4):
+            assert type(batch) is type(source)
+            for i, label in enumerate(batch["label"]):
+                assert (len(batch["input_ids"][i]), batch["text"][i]) == (label + 1, f"t{label}")
 
 
 @pytest.mark.parametrize("name", NESTINGS)

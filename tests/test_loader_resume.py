@@ -11,9 +11,8 @@ import torch
 
 from adasel_connectors.parquet import ParquetSource
 from adasel_stream import LossRecord, SelectingLoader, load_checkpoint, save_checkpoint
-from adasel_stream.errors import AdaselError, RecordError, SourceError
 from tests.nestings import Encoding, Frozen, Pair
-from tests.streams import SIZES, Rows, Stream, batches, loss, rows
+from tests.streams import SIZES, Rows, Stream, loss, rows
 
 PASSES = 3
 COUNTERS = (
@@ -86,6 +85,7 @@ def number_of(got: list[Step]) -> int:
     return got[-1].number if got else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sizes", "batch_size"),
     [((5, 1, 16), 2), (SIZES, 8), (SIZES, 17)],
@@ -115,6 +115,7 @@ def test_resuming_changes_nothing(
     check_resumes(make, tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_resuming_by_the_record_alone_changes_nothing(tmp_path: Path) -> None:
     """The losses that serving had given are part of the state."""
 
@@ -129,6 +130,7 @@ def test_resuming_by_the_record_alone_changes_nothing(tmp_path: Path) -> None:
     check_resumes(make, tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_resuming_over_parquet_shards_changes_nothing(tmp_path: Path) -> None:
     """The connector's position and the loader's state are one."""
     for number in range(2):
@@ -166,7 +168,9 @@ def test_waiting_batches_of_any_type_come_after_a_resume(wrap: Callable[[Rows], 
                 yield wrap(batch)
 
     def score(batch: Any) -> torch.Tensor:
-        held = batch if isinstance(batch, Encoding) else getattr(batch, "y", None) or batch[1][0]
+        held: Any = batch
+        if not isinstance(batch, Encoding):
+            held = getattr(batch, "y", None) or batch[1][0]
         return loss(held)
 
     def make() -> SelectingLoader:
@@ -186,110 +190,6 @@ def test_waiting_batches_of_any_type_come_after_a_resume(wrap: Callable[[Rows], 
     third.load_state_dict(second.state_dict())
     got += [str(batch) for batch in third]
     assert got == want
-
-
-def test_a_stateless_source_is_refused_and_nothing_is_changed() -> None:
-    """Reading it from its start would repeat what was trained on."""
-    first = SelectingLoader(batches(), score=loss, sampling_rate=0.5)
-    next(iter(first))
-    second = SelectingLoader(batches(), score=loss, sampling_rate=0.5)
-    before = second.state_dict()
-    with pytest.raises(SourceError, match="list has no state_dict, so it cannot continue"):
-        second.load_state_dict(first.state_dict())
-    assert second.state_dict()["selector"]["quota"] == before["selector"]["quota"]
-
-
-def test_a_stateless_source_is_replayed_where_that_is_allowed() -> None:
-    """With a warning at the user's line, and the same rows from there on."""
-
-    def make() -> SelectingLoader:
-        return SelectingLoader(batches(), score=loss, sampling_rate=0.5, batch_size=3, replay=True)
-
-    want = [batch["id"].tolist() for batch in make()]
-    first = make()
-    iterator = iter(first)
-    got = [next(iterator)["id"].tolist() for _ in range(4)]
-    second = make()
-    second.load_state_dict(first.state_dict())
-    with pytest.warns(RuntimeWarning, match="reading 4 batches again") as caught:
-        got += [batch["id"].tolist() for batch in second]
-    assert got == want
-    assert caught[0].filename == __file__
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"sampling_rate": 0.4}, r"sampling_rate 0.5, here 0.4$"),
-        ({"policy": "paper"}, r"policy 'unbiased', here 'paper'$"),
-        ({"methods": ["uniform"]}, r"methods \['uniform', .*\], here \['uniform'\]$"),
-        ({"seed": 9, "sampling_rate": 0.1}, r"sampling_rate 0.5, here 0.1; seed 0, here 9$"),
-        ({"record": LossRecord(capacity=16), "ids": "id"}, r"record False, here True$"),
-        ({"batch_size": 3}, "the snapshot emits batches of 8 rows, this loader of 3"),
-    ],
-)
-def test_a_snapshot_of_other_settings_is_refused(options: dict[str, Any], message: str) -> None:
-    """The message names both."""
-    first = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
-    next(iter(first))
-    second = SelectingLoader(Stream(), **{"score": loss, "sampling_rate": 0.5, **options})
-    with pytest.raises(ValueError, match=message):
-        second.load_state_dict(first.state_dict())
-
-
-def test_a_snapshot_of_another_record_is_refused() -> None:
-    """The message says how to construct it."""
-
-    def make(capacity: int) -> SelectingLoader:
-        record = LossRecord(capacity=capacity)
-        return SelectingLoader(Stream(), score=loss, sampling_rate=0.5, record=record, ids="id")
-
-    with pytest.raises(RecordError, match="construct it with capacity=32"):
-        make(16).load_state_dict(make(32).state_dict())
-
-
-@pytest.mark.parametrize("state", [{}, {"format": 2}, {"format": "1"}])
-def test_a_state_of_another_format_is_refused(state: dict[str, Any]) -> None:
-    """The message names both versions."""
-    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
-    with pytest.raises(ValueError, match=r"has format .*, this version reads 1"):
-        loader.load_state_dict(state)
-
-
-def test_loading_ends_a_pass_that_is_under_way() -> None:
-    """Its iterator stands in a position that is no longer there."""
-    loader = SelectingLoader(Stream((8,) * 8), score=loss, sampling_rate=0.5)
-    state = loader.state_dict()
-    iterator = iter(loader)
-    first = next(iterator)["id"].tolist()
-    loader.load_state_dict(state)
-    with pytest.raises(AdaselError, match="no batch was emitted yet"):
-        loader.mean(torch.ones(8))
-    with pytest.raises(AdaselError, match="this pass is over"):
-        next(iterator)
-    assert next(iter(loader))["id"].tolist() == first
-
-
-def test_a_snapshot_does_not_change_while_training_goes_on(tmp_path: Path) -> None:
-    """It may be written by another thread, later."""
-    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.9, batch_size=2)
-    with pytest.warns(RuntimeWarning, match="cannot pay"):
-        next(iterator := iter(loader))
-    state = loader.state_dict()
-    save_checkpoint(tmp_path / "now", state)
-    for batch in iterator:
-        loader.mean(batch["loss"])
-        batch["x"].zero_()
-    save_checkpoint(tmp_path / "later", state)
-    assert (tmp_path / "now").read_bytes() == (tmp_path / "later").read_bytes()
-
-
-def test_a_resumed_run_does_not_tell_its_cost_again(capsys: pytest.CaptureFixture[str]) -> None:
-    """It was told when the run began."""
-    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
-    loader.load_state_dict(SelectingLoader(Stream(), score=loss, sampling_rate=0.5).state_dict())
-    next(iter(loader))
-    assert capsys.readouterr().err == ""
 
 
 def test_the_streams_of_these_tests_are_what_they_say() -> None:

@@ -1,15 +1,14 @@
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap  # type: ignore[attr-defined] # untyped in torch
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from adasel_stream.errors import ScoreError
 from adasel_stream.scorers import ModelScorer, checked, gradient_norms, scorer_for
 from adasel_stream.types import Scored
+from tests.streams import labelled
 
 
 class Touchy(nn.Module):
@@ -51,13 +50,6 @@ def losses_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return cross_entropy(model(batch[0]), batch[1], reduction="none")
 
 
-def batch(rows: int = 16) -> tuple[Tensor, Tensor]:
-    """Features and labels."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(rows, 4, generator=generator)
-    return x, torch.randint(0, 3, (rows,), generator=generator)
-
-
 def spoilable(model: nn.Module) -> dict[str, Any]:
     """Everything that scoring must leave: values, identities, flags, randomness, grad mode."""
     named = [*model.named_parameters(), *model.named_buffers()]
@@ -91,17 +83,17 @@ def test_scoring_leaves_no_trace(last_layer: bool, autocast: torch.dtype | None)
     torch.manual_seed(1)
     model = Touchy().train()
     model.frozen.eval()
-    losses_of(model, batch()).mean().backward()  # type: ignore[no-untyped-call] # untyped in torch
+    losses_of(model, labelled()).mean().backward()  # type: ignore[no-untyped-call] # untyped in torch
     scorer = ModelScorer(
         lambda b: losses_of(model, b), model, autocast=autocast, last_layer=last_layer
     )
     before = spoilable(model)
     for _ in range(3):
-        scored = scorer(batch())
+        scored = scorer(labelled())
         assert same(before, spoilable(model))
         assert not scored.losses.requires_grad
     with torch.no_grad():
-        scorer(batch())
+        scorer(labelled())
         assert not torch.is_grad_enabled()
 
 
@@ -109,11 +101,11 @@ def test_dropout_is_off_and_batch_norm_uses_its_statistics_while_scoring() -> No
     """The losses are those of a forward pass in eval mode."""
     model = Touchy()
     scorer = ModelScorer(lambda b: losses_of(model, b), model)
-    losses = scorer(batch()).losses
-    assert torch.equal(losses, scorer(batch()).losses)
+    losses = scorer(labelled()).losses
+    assert torch.equal(losses, scorer(labelled()).losses)
     assert model.modes == [(False, False), (False, False)]
     with torch.no_grad():
-        want = losses_of(model.eval(), batch())
+        want = losses_of(model.eval(), labelled())
     assert torch.equal(losses, want)
 
 
@@ -131,7 +123,7 @@ def test_a_failing_score_leaves_no_trace(last_layer: bool, autocast: torch.dtype
     before = spoilable(model)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
-            scorer(batch())
+            scorer(labelled())
         assert same(before, spoilable(model))
 
 
@@ -155,13 +147,13 @@ def test_a_large_buffer_that_is_written_late_is_restored_from_then_on() -> None:
     """The first write stays, and is said; small buffers are restored whenever they are written."""
     model = Touchy()
     scorer = ModelScorer(lambda b: losses_of(model, b), model)
-    scorer(batch())
+    scorer(labelled())
     model.writes_table = True
     with pytest.warns(RuntimeWarning, match=r"wrote its large buffers \['table'\] while it was sc"):
-        scorer(batch())
+        scorer(labelled())
     assert model.table[0] == 1
-    scorer(batch())
-    assert (model.table[0], model.calls) == (1, 0)
+    scorer(labelled())
+    assert (model.table[0].item(), model.calls.item()) == (1, 0)
 
 
 def test_a_large_buffer_that_is_written_from_the_start_is_always_restored() -> None:
@@ -169,8 +161,8 @@ def test_a_large_buffer_that_is_written_from_the_start_is_always_restored() -> N
     model = Touchy()
     model.writes_table = True
     scorer = ModelScorer(lambda b: losses_of(model, b), model)
-    scorer(batch())
-    scorer(batch())
+    scorer(labelled())
+    scorer(labelled())
     assert model.table[0] == 0
 
 
@@ -186,124 +178,12 @@ def test_autocast_is_on_while_scoring_and_losses_come_as_float32() -> None:
 
     for last_layer in (False, True):
         scorer = ModelScorer(score, model, autocast=torch.bfloat16, last_layer=last_layer)
-        scored = checked(scorer(batch()[0]), 16)
+        scored = checked(scorer(labelled()[0]), 16)
         assert scored.losses.dtype == torch.float32
     assert set(dtypes) == {torch.bfloat16}
     norms = gradient_norms(scored)
     assert norms is not None
     assert norms.dtype == torch.float32
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross entropy": lambda out, y: cross_entropy(out, y, reduction="none"),
-    "smoothed": lambda out, y: cross_entropy(out, y, reduction="none", label_smoothing=0.1),
-    "mse": lambda out, y: mse_loss(out, y[:, None].expand_as(out).float(), reduction="none").sum(1),
-    "bce": lambda out, y: binary_cross_entropy_with_logits(
-        out[:, 0], (y == 1).float(), reduction="none"
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_gradient_norms_are_those_of_the_last_layer(name: str) -> None:
-    """They equal autograd's gradient of each row's loss by the last layer's weight and bias."""
-    torch.manual_seed(2)
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    x, y = batch()
-    x = x.double()
-    scorer = ModelScorer(lambda b: LOSSES[name](model(b[0]), b[1]), model, last_layer=True)
-    got = gradient_norms(checked(scorer((x, y)), len(x)))
-
-    def loss(head: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
-        out: Tensor = functional_call(model, head, (row[None],))
-        return LOSSES[name](out, label[None]).squeeze()
-
-    head = {k: v.detach() for k, v in model.named_parameters() if k.startswith("2.")}
-    grads = vmap(grad(loss), in_dims=(None, 0, 0))(head, x, y)
-    want = (grads["2.weight"].flatten(1).square().sum(1) + grads["2.bias"].square().sum(1)).sqrt()
-    torch.testing.assert_close(got, want.float())
-
-
-def test_gradient_norms_of_tokens_bound_the_rows_gradient() -> None:
-    """Tokens between rows and features are summed over: by the triangle inequality a bound."""
-    torch.manual_seed(2)
-    head = nn.Linear(5, 7)
-    x, y = torch.randn(6, 9, 5), torch.randint(0, 7, (6, 9))
-
-    def score(b: tuple[Tensor, Tensor]) -> Tensor:
-        return cross_entropy(head(b[0]).transpose(1, 2), b[1], reduction="none").mean(1)
-
-    scored = checked(ModelScorer(score, head, last_layer=True)((x, y)), 6)
-    bound = gradient_norms(scored)
-    assert bound is not None
-    for row in range(6):
-        grads = torch.autograd.grad(score((x[row : row + 1], y[row : row + 1])).sum(), head.weight)
-        assert grads[0].norm() <= bound[row]
-    assert tuple(bound.shape) == (6,)
-
-
-def test_the_last_linear_layer_called_is_the_last_layer() -> None:
-    """Not the last one defined."""
-
-    class Backwards(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head, self.body = nn.Linear(6, 2), nn.Linear(4, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            """Call the body first."""
-            out: Tensor = self.head(self.body(x))
-            return out
-
-    model = Backwards()
-    scored = ModelScorer(lambda x: model(x).square().sum(1), model, last_layer=True)(batch()[0])
-    assert scored.residuals is not None
-    assert scored.features is not None
-    assert (scored.residuals.shape, scored.features.shape) == ((16, 2), (16, 6))
-
-
-def test_a_score_may_bring_its_own_last_layer_quantities() -> None:
-    """Then the model needs no linear layer at all."""
-    model = nn.Conv1d(1, 2, 3)
-
-    def score(x: Tensor) -> Scored:
-        out = model(x[:, None]).flatten(1)
-        return Scored(out.square().sum(1), 2 * out, x)
-
-    scorer = ModelScorer(score, model, last_layer=True)
-    for _ in range(2):
-        norms = gradient_norms(checked(scorer(batch()[0]), 16))
-        assert norms is not None
-        assert norms.shape == (16,)
-
-
-@pytest.mark.parametrize(
-    ("score", "message"),
-    [
-        (lambda m, x: m(x).detach().sum(1), "do not follow row by row"),
-        (lambda m, x: m(x).repeat(2, 1).sum(1), r"shape \(16, 2\).* losses, shape \(32,\)"),
-    ],
-)
-def test_losses_that_do_not_come_from_the_last_layer_are_refused(
-    score: Callable[[nn.Module, Tensor], Tensor], message: str
-) -> None:
-    """The message shows both shapes and the way out."""
-    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-
-    def both(x: Tensor) -> Tensor:
-        model(x)
-        return score(model, x)
-
-    with pytest.raises(ScoreError, match=message) as caught:
-        ModelScorer(both, model, last_layer=True)(batch()[0])
-    assert "let score return Scored(losses, residuals, features)" in str(caught.value)
-
-
-def test_a_model_without_linear_layer_is_refused_where_one_is_needed() -> None:
-    """The message names the model's type."""
-    model = nn.BatchNorm1d(4)
-    with pytest.raises(ScoreError, match=r"no nn\.Linear of BatchNorm1d took part in scoring"):
-        ModelScorer(lambda x: model(x).sum(1), model, last_layer=True)(batch()[0])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
 from adasel_stream.errors import BatchError
-from adasel_stream.rows import Leaf, Leaves, row_count, slots_for, take_rows
+from adasel_stream.rows import Leaves, row_count, slots_for, take_rows
 from adasel_stream.trees import describe, emptied, flatten, rebuild, template_of
 from tests.nestings import NESTINGS, ROWS, Encoding, Pair, Sample, names, rows_of, same_types, x, y
 
@@ -104,15 +104,17 @@ def test_a_list_of_lists_is_a_leaf_under_a_key_and_a_list_of_leaves_elsewhere() 
 
 def test_texts_keep_their_array_whatever_their_width() -> None:
     """Arrays of strings have another dtype in every batch; rows of both fit one buffer."""
-    short, long = np.array(["a", "b"]), np.array(["long one"])
-    leaves: dict[str, Leaf] = {"": [*flatten(short).values()][0] + [*flatten(long).values()][0]}  # type: ignore[operator] # both lists
-    both = rebuild(short, leaves)
+    batches = np.array(["a", "b"]), np.array(["long one"])
+    rows: list[str] = [
+        text for batch in batches for leaf in flatten(batch).values() for text in leaf
+    ]
+    both = rebuild(batches[0], {"": rows})
     assert both.tolist() == ["a", "b", "long one"]
     assert both.dtype.kind == "U"
 
 
 def test_rows_that_are_sequences_stay_rows_of_an_object_array() -> None:
-    """numpy would make a matrix of lists of one length."""
+    """Of lists of one length numpy would make a matrix."""
     batch = np.empty(2, dtype=object)
     batch[0], batch[1] = [1, 2], [3, 4]
     assert rebuild(batch, flatten(batch)).shape == (2,)

@@ -224,6 +224,8 @@ def test_log_weights_are_sound_after_ten_thousand_steps(
 
 @ENDLESS
 @pytest.mark.verify
-def test_log_weights_are_sound_after_a_million_steps(update: Callable[[State, int], State]) -> None:
-    """The same promise over a stream of a month."""
-    stays_sound(1_000_000, update)
+def test_log_weights_are_sound_after_a_hundred_thousand_steps(
+    update: Callable[[State, int], State],
+) -> None:
+    """The same promise ten times as long."""
+    stays_sound(100_000, update)
