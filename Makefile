@@ -18,7 +18,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	PYTHONPATH=connectors $(BIN)/lint-imports
 
 # torch comes first and alone: its constraint keeps later steps from choosing another build

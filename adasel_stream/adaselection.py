@@ -8,7 +8,7 @@ Letters: b candidates, k selected, M methods. Source: section 3.2 of the paper.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
@@ -58,6 +58,8 @@ class Policy:
         noisy: whether `uniform` ranks rows by fresh noise; a top-k has no chance of its own.
         whole_batches: whether k is rounded in every batch, as printed, instead of carried.
         kernel: a faster way to the same selection, or None.
+        settings: the numbers behind the functions, in plain data; a snapshot is only loaded under
+            the settings it was taken with.
     """
 
     name: str
@@ -71,6 +73,9 @@ class Policy:
     noisy: bool = False
     whole_batches: bool = False
     kernel: Kernel | None = None
+    settings: Mapping[str, float | str | None] = field(
+        default_factory=dict[str, float | str | None]
+    )
 
 
 def step(
@@ -188,7 +193,14 @@ def expected_losses(
 
 
 def _prefer(name: str, method: Method, batch: LossBatch) -> Preference:
-    wanted = method(batch)
+    try:
+        wanted = method(batch)
+    except Exception as error:
+        error.add_note(
+            f"It came from method {name!r}, which is given a LossBatch (losses, gradient_norms, "
+            "noise, finite, ranks) and nothing else of the candidates."
+        )
+        raise
     if isinstance(wanted, Preference):
         return wanted
     if not isinstance(wanted, Tensor):

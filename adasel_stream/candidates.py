@@ -1,10 +1,16 @@
 """The wrapped source: candidate batches in order, and where to go on after a restart."""
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
-from adasel_stream.errors import SourceError
+import numpy as np
+import torch
+from torch import Tensor
+
+from adasel_stream import trees
+from adasel_stream.errors import BatchError, SourceError
 from adasel_stream.types import Batch, Stateful
 
 __all__ = ["Candidates"]
@@ -34,28 +40,42 @@ class Candidates:
     """
 
     def __init__(self, source: Iterable[Batch], *, replay: bool = False) -> None:
-        if not isinstance(source, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        if not isinstance(source, Iterable):
             raise TypeError(f"source must be an iterable of batches, got {type(source).__name__}")
         self._source = source
         self._replay = replay
         self._iterator: Iterator[Batch] | None = None
         self._taken = 0
         self._goes_on = False
+        self._again = 0
+        self._ended = False
+        self._seal: int | None = None
+        self._broken_at: dict[str, Any] | None = None
         self._held: tuple[Batch, dict[str, Any]] | None = None
 
     def start(self) -> None:
         """Begin a pass, or go on with the one that was loaded or that the source broke off.
 
         Raises:
-            SourceError: the source raised, or ended before the place to go on from.
+            SourceError: the source raised, is used up, or ended before the place to go on from.
         """
-        goes_on, self._goes_on = self._goes_on, False
-        if not goes_on:
+        if self._ended and isinstance(self._source, Iterator) and self._position() is None:
+            raise SourceError(
+                f"{type(self._source).__name__} gives its batches once, and they are used up; wrap "
+                "something that can be iterated again, or make a new loader"
+            )
+        if self._broken_at is not None and isinstance(self._source, Stateful):
+            # a new pass would repeat what was trained on
+            self._source.load_state_dict(self._broken_at)
+        self._broken_at = None
+        if not self._goes_on:
             self._taken = 0
+        self._goes_on = False
         self.stop()
         self._iterator = self._asking(lambda: iter(self._source))
-        if goes_on and not isinstance(self._source, Stateful):
-            self._read_again()
+        again, self._again = self._again, 0
+        if again:
+            self._read_again(again)
 
     def next(self) -> Batch:
         """Take the next candidate batch.
@@ -69,6 +89,8 @@ class Candidates:
         else:
             batch = self._pull()
         self._taken += 1
+        if self._replay:
+            self._seal = _fingerprint(batch)
         return batch
 
     def peek(self) -> Batch:
@@ -87,9 +109,10 @@ class Candidates:
         if self._held is not None:
             return self._held[1]
         state: dict[str, Any] = {"taken": self._taken}
-        if isinstance(self._source, Stateful):
-            state["source"] = self._source.state_dict()
-        return state
+        if self._replay and self._taken:
+            state["seal"] = self._seal
+        position = self._position()
+        return state if position is None else {**state, "source": position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on after the batch that `state` describes, at the next `start`.
@@ -97,23 +120,32 @@ class Candidates:
         Raises:
             SourceError: the source has no state and may not be read again.
         """
-        taken = int(state["taken"])
-        if isinstance(self._source, Stateful):
-            if "source" not in state:
-                raise SourceError(
-                    "the snapshot was taken from a source without state_dict, this one has it; "
-                    "resume with the source that the snapshot was taken from"
-                )
+        self.check(state)
+        self._again = 0
+        if "source" in state and isinstance(self._source, Stateful):
             self._source.load_state_dict(state["source"])
-        elif taken and not self._replay:
-            raise SourceError(
-                f"{type(self._source).__name__} has no state_dict, so it cannot continue after "
-                f"batch {taken}; wrap a source that has one (ParquetSource, TarSource, "
-                "torchdata's StatefulDataLoader), or pass replay=True if it always gives the same "
-                "batches in the same order"
-            )
+        else:
+            self._again = int(state["taken"])
         self.stop()
-        self._taken, self._goes_on = taken, True
+        self._taken, self._goes_on = int(state["taken"]), True
+        self._seal = state.get("seal")
+        self._ended, self._broken_at = False, None
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Make sure that the source can go on from `state`, without moving it.
+
+        Raises:
+            SourceError: the source has no state and may not be read again.
+        """
+        held = "source" in state and isinstance(self._source, Stateful)
+        if state["taken"] and not held and not self._replay:
+            raise SourceError(
+                f"the snapshot holds no state_dict of {type(self._source).__name__}, so it cannot "
+                f"continue after batch {state['taken']}; wrap a source that has one (a "
+                "ParquetSource or TarSource itself, without a DataLoader around it, or torchdata's "
+                "StatefulDataLoader), or pass replay=True if it always gives the same batches in "
+                "the same order"
+            )
 
     def close(self) -> None:
         """Let go of the source, and close it if it can be closed."""
@@ -122,29 +154,44 @@ class Candidates:
         if callable(close):
             close()
 
-    def _read_again(self) -> None:
-        if self._taken:
-            warnings.warn(
-                f"{type(self._source).__name__} has no state_dict: reading {self._taken} batches "
-                "again to find the place; the run continues exactly only if they come in the same "
-                "order",
-                RuntimeWarning,
-                stacklevel=4,
-            )
-        for index in range(self._taken):
+    def _position(self) -> dict[str, Any] | None:
+        """Ask the source where it stands, or give None where it cannot say."""
+        if not isinstance(self._source, Stateful):
+            return None
+        try:
+            return self._source.state_dict()
+        except AttributeError:  # accelerate's loaders have the method and nothing behind it
+            return None
+
+    def _read_again(self, taken: int) -> None:
+        warnings.warn(
+            f"{type(self._source).__name__} has no state_dict: reading {taken} batches again to "
+            "find the place; the run continues exactly only if they come in the same order",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        batch: Batch = None
+        for index in range(taken):
             try:
-                self._pull()
+                batch = self._pull()
             except StopIteration:
                 raise SourceError(
                     f"the source ended after {index} batches, the snapshot was taken after "
-                    f"{self._taken}; it is not the same stream"
+                    f"{taken}; it is not the same stream"
                 ) from None
+        if self._seal not in (None, _fingerprint(batch)):
+            raise SourceError(
+                f"batch {taken} is not the one that the snapshot was taken after: the source "
+                "gives its batches in another order. Seed its shuffle (generator=), or wrap a "
+                "source that has state_dict"
+            )
 
     def _pull(self) -> Batch:
         iterator = self._iterator
         assert iterator is not None, "start comes first"
         batch = self._asking(lambda: next(iterator, _END))
         if batch is _END:
+            self._taken, self._ended = 0, True  # a snapshot from here on begins the next pass
             raise StopIteration
         return batch
 
@@ -153,10 +200,8 @@ class Candidates:
         try:
             return ask()
         except Exception as error:
-            if isinstance(self._source, Stateful):
-                # a new pass would repeat what was trained on
-                self._source.load_state_dict(self._source.state_dict())
-                self._goes_on = True
+            self._broken_at = self._position()
+            self._goes_on = self._broken_at is not None
             place = f"after {self._taken} candidate batches of this pass"
             then = "go on from there" if self._goes_on else "start a new pass"
             advice = f"rows selected so far are kept; iterate again to {then}"
@@ -167,3 +212,26 @@ class Candidates:
             raise SourceError(
                 f"source {name} raised {type(error).__name__} {place}; {advice}"
             ) from error
+
+
+def _fingerprint(batch: Batch) -> int:
+    """Sum up a batch by its first row, as far as that lies on the host."""
+    try:
+        leaves = trees.flatten(batch)
+    except BatchError:
+        return 0  # whoever selects from it says what is wrong with it
+    seal = 0
+    for path, leaf in leaves.items():
+        first: Any = leaf[:1]
+        if isinstance(first, Tensor):
+            on_host = first.device.type == "cpu"
+            first = first.detach().contiguous().view(torch.uint8).numpy() if on_host else ""
+        data = first.tobytes() if isinstance(first, np.ndarray) else _text(first)
+        seal = zlib.crc32(data, zlib.crc32(path.encode(), seal))
+    return seal
+
+
+def _text(entries: Any) -> bytes:
+    """Give entries that print the same in every process as bytes; others as nothing."""
+    plain = all(isinstance(entry, str | bytes | int | float) for entry in entries)
+    return repr(entries).encode("utf-8", "surrogatepass") if plain else b""

@@ -1,5 +1,6 @@
 """The policy at work: how many rows of each candidate batch, which, and what came of them."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,10 @@ from adasel_stream.scorers import gradient_norms
 from adasel_stream.types import Feedback, LossBatch, Method, Scored, Selection, State
 
 __all__ = ["Chooser"]
+
+_log = logging.getLogger(__name__)
+
+_SEEDS = 2**63
 
 _TENSORS = ("log_weights", "method_losses", "trend")
 
@@ -50,14 +55,17 @@ class Chooser:
                 f"floor {policy.floor} for each of {len(methods)} methods is more than 1 in all; "
                 "lower it"
             )
-        if not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        if not isinstance(seed, int) or isinstance(seed, bool):
             raise TypeError(f"seed must be a whole number, got {type(seed).__name__}")
+        if not 0 <= seed < _SEEDS:
+            raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         self._methods = methods
         self._policy = policy
         self._quota = Quota(sampling_rate, whole_batches=policy.whole_batches)
         self._seed = seed
         self._state: State | None = None
         self._generator: torch.Generator | None = None
+        self._warned = False
         self._draws: dict[str, Any] | None = None  # a restored generator's, until its device is met
 
     @property
@@ -74,6 +82,13 @@ class Chooser:
         losses, norms = scored.losses, gradient_norms(scored)
         rows, usable = losses.shape[0], _count_finite(losses, norms)
         k = self._quota.take(rows if usable is None else usable)
+        if usable == 0 and not self._warned:
+            self._warned = True
+            _log.warning(
+                "none of the %d losses of a candidate batch is finite, so nothing is chosen from "
+                "it; adasel_samples_dropped_total counts such rows",
+                rows,
+            )
         if k == 0:
             return None
         state, generator = self._prepare(losses)
@@ -81,7 +96,11 @@ class Chooser:
             torch.empty_like(losses).normal_(generator=generator) if self._policy.noisy else None
         )
         batch = LossBatch.of(losses, noise=noise, gradient_norms=norms, all_finite=usable == rows)
-        self._state, chosen = step(state, batch, k, self._methods, self._policy, generator)
+        try:
+            self._state, chosen = step(state, batch, k, self._methods, self._policy, generator)
+        except Exception:  # whatever a method raises: nothing was chosen
+            self._quota.give_back(rows if usable is None else usable, k)
+            raise
         return chosen
 
     def learn(self, feedback: Feedback) -> None:

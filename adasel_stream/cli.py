@@ -11,7 +11,7 @@ from adasel_stream.demo.job import run
 from adasel_stream.demo.screen import open_screen
 from adasel_stream.demo.settings import Settings
 from adasel_stream.demo.shards import Format
-from adasel_stream.demo.summary import HEADERS, Summary, row
+from adasel_stream.demo.summary import HEADERS, LEGEND, Summary, row
 from adasel_stream.errors import AdaselError
 from adasel_stream.report import Tile, render_report, run_sections
 from adasel_stream.runlog import effective_records, read_run_log
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; those of the process by default.
 
     Returns:
-        0; 1 after a failure, which is told in a sentence on standard error; 2 for wrong
-        arguments; 128 and the signal after a stop.
+        0, also after SIGTERM if a snapshot was left; 1 after a failure, which is told in a
+        sentence on standard error; 2 for wrong arguments; 130 after Ctrl-C.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -70,8 +70,8 @@ def _add_demo(commands: Any) -> None:
         description=(
             "Train the same network on a year of flights, in order of departure, three ways: on "
             "what AdaSelection selects, on as many flights taken evenly, and on all of them. "
-            "Writes run logs and report.html. Ctrl-C leaves a snapshot, and the same command "
-            "goes on from it."
+            "Writes run logs and report.html. Ctrl-C and SIGTERM leave a snapshot, and the same "
+            "command goes on from it; a second one ends the run at once."
         ),
     )
     default = Settings()
@@ -91,6 +91,13 @@ def _add_demo(commands: Any) -> None:
     )
     demo.add_argument(
         "--port", type=int, default=default.port, help="of the live metrics; 0 takes a free one"
+    )
+    demo.add_argument(
+        "--save-every",
+        type=float,
+        default=default.save_every_s,
+        metavar="SECONDS",
+        help="time between two snapshots",
     )
     demo.add_argument("--fresh", action="store_true", help="start over, whatever snapshot is there")
     demo.set_defaults(run=_demo)
@@ -117,6 +124,7 @@ def _demo(chosen: argparse.Namespace) -> int:
             seed=chosen.seed,
             format=chosen.format,
             port=chosen.port,
+            save_every_s=chosen.save_every,
             fresh=chosen.fresh,
         )
     except ValueError as error:
@@ -139,7 +147,7 @@ def _print_result(summary: Summary, out: Path) -> None:
         numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
         print("  ".join([cells[0].ljust(widths[0]), *numbers]))
     logs = ", ".join(f"{name}.jsonl" for name in summary.figures)
-    print(f"\n{summary.verdict}\n{summary.cost}\n\nreport:   {out / 'report.html'}")
+    print(f"\n{LEGEND}\n\n{summary.verdict}\n{summary.cost}\n\nreport:   {out / 'report.html'}")
     print(f"numbers:  {out / 'summary.json'}\nrun logs: {logs}, all in {out}")
 
 

@@ -113,14 +113,14 @@ def inclusions(p: Tensor, k: int) -> Tensor:
     >>> inclusions(torch.tensor([0.75, 0.125, 0.125]), 2)
     tensor([1.0000, 0.5000, 0.5000], dtype=torch.float64)
     """
-    p = p.double()
+    p = p.to(torch.float32 if p.device.type == "mps" else torch.float64)  # which MPS lacks
     p = p / p.sum()
     if p.device.type == "cpu" and k * p.numpy().max() <= 1:
         return p * k  # no row overflows; on a CPU it costs nothing to look
-    largest = p.topk(k).values
+    largest, rows = p.topk(k)
     filled = torch.arange(k, device=p.device)
-    # what the other rows hold, were the `filled` largest at 1 already; summed from the small end
-    rest = (p.sum() - largest.sum()).clamp(min=0) + largest.flip(0).cumsum(0).flip(0)
+    # what the other rows hold, were the `filled` largest at 1 already; summed, never subtracted
+    rest = p.scatter(0, rows, 0.0).sum() + largest.flip(0).cumsum(0).flip(0)
     c = (k - filled) / rest.clamp(min=SMALLEST_REST)
     at_one = (largest * c >= 1).sum().clamp(max=k - 1)
     return torch.where(p > 0, (p * c.gather(0, at_one[None])).clamp(max=1), 0.0)
@@ -144,6 +144,6 @@ def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tenso
     """
     ends = pi.index_select(0, permutation).cumsum(0)
     # an offset of float32 stays so far below 1 that the last mark lies before the last row's end
-    marks = torch.arange(k, dtype=torch.float64, device=pi.device) + offset
+    marks = torch.arange(k, dtype=pi.dtype, device=pi.device) + offset
     place = torch.searchsorted(ends, marks, right=True).clamp(max=pi.shape[0] - 1)
     return permutation.index_select(0, place)

@@ -34,7 +34,8 @@ def find_ids(batch: Batch, where: Any, rows: int) -> npt.NDArray[np.int64]:
     except (KeyError, IndexError, AttributeError, TypeError) as error:
         raise BatchError(
             f"ids={where!r} is not in the batch, whose leaves are "
-            f"{', '.join(trees.flatten(batch)) or 'none'}; name a key, a path of keys or a function"
+            f"{', '.join('batch' + path for path in trees.flatten(batch)) or 'none'}; name a key "
+            'such as "id", a tuple of keys, or a function of the batch'
         ) from error
     ids = as_ids(found)
     if ids.shape != (rows,):
@@ -61,7 +62,10 @@ def as_ids(ids: Ids | Tensor) -> npt.NDArray[np.int64]:
         names = cast("Sequence[Any]", values)
         if all(isinstance(name, str) for name in names):
             return instance_ids(names)
-    array: npt.NDArray[Any] = np.asarray(values)
+    try:
+        array: npt.NDArray[Any] = np.asarray(values)
+    except ValueError as error:
+        raise BatchError("ids have parts of different lengths, expected one id per row") from error
     if array.dtype.kind not in "iu":
         raise BatchError(
             f"ids have dtype {array.dtype}, expected whole numbers or strings; ids that travel as "

@@ -31,11 +31,14 @@ class Losses(NamedTuple):
         scored: losses, shape (b,), with last-layer quantities if every row was scored.
         fresh: rows that were scored now, shape (b,), bool.
         ages_s: ages of the recorded losses that were reused, in seconds, float32.
+        guessed: rows whose loss nobody knows and the stream's mean stands for, shape (b,), bool,
+            or None where there are none.
     """
 
     scored: Scored
     fresh: npt.NDArray[np.bool_]
     ages_s: npt.NDArray[np.float32]
+    guessed: npt.NDArray[np.bool_] | None = None
 
 
 class KnownLosses:
@@ -56,7 +59,7 @@ class KnownLosses:
             raise ValueError("losses must come from somewhere: pass score=, record=, or both")
         if score is not None and not callable(score):
             raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
-        if record is not None and not isinstance(record, LossRecord):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        if record is not None and not isinstance(record, LossRecord):
             raise TypeError(f"record must be a LossRecord, got {type(record).__name__}")
         if record is not None and where is None:
             raise ValueError(
@@ -99,7 +102,8 @@ class KnownLosses:
         guessed = np.where(unknown, np.float32(self._mean), known.losses)
         losses = torch.from_numpy(guessed).to(_device_of(leaves), non_blocking=True)
         if self._score is None:
-            return Losses(Scored(losses), np.zeros_like(unknown), ages_s)
+            guesses = unknown if unknown.any() else None
+            return Losses(Scored(losses), np.zeros_like(unknown), ages_s, guesses)
         if unknown.any():
             where = torch.from_numpy(np.flatnonzero(unknown))
             fresh = self._scored(_part(batch, leaves, where), where.shape[0]).losses
@@ -144,7 +148,7 @@ class KnownLosses:
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the record and the running mean."""
-        record = None if self._record is None else self._record.state_dict()
+        record = None if self._record is None else _with_tensors(self._record.state_dict())
         return {"record": record, "mean": self._mean, "recorded": self._recorded}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -154,12 +158,27 @@ class KnownLosses:
             RecordError: the record is of another capacity or seed.
         """
         if self._record is not None and state["record"] is not None:
-            self._record.load_state_dict(state["record"])
+            self._record.load_state_dict(_with_arrays(state["record"]))
         self._mean, self._recorded = float(state["mean"]), int(state["recorded"])
 
     def _scored(self, batch: Batch, rows: int) -> Scored:
         assert self._score is not None, "without score there is a record"
         return checked(as_scored(self._score(batch)), rows)
+
+
+def _with_tensors(state: Any) -> Any:
+    # trainers of other packages save with torch.save, whose safe loading knows no numpy
+    if isinstance(state, dict):
+        held: dict[str, Any] = state
+        return {name: _with_tensors(value) for name, value in held.items()}
+    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
+
+
+def _with_arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        held: dict[str, Any] = state
+        return {name: _with_arrays(value) for name, value in held.items()}
+    return state.numpy() if isinstance(state, Tensor) else state
 
 
 def _part(batch: Batch, leaves: Leaves, where: Tensor) -> Batch:

@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from adasel_stream.adaselection import Policy
+from adasel_stream.agreement import FORMAT, check_metrics, check_state
 from adasel_stream.candidates import Candidates
 from adasel_stream.chooser import Chooser
 from adasel_stream.costs import cost_of, tell
+from adasel_stream.emitted import Emissions
 from adasel_stream.errors import AdaselError
 from adasel_stream.known import KnownLosses
 from adasel_stream.methods import DEFAULT_METHODS, gradient_norm, resolve_methods
@@ -19,20 +21,18 @@ from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
 from adasel_stream.scorers import Score, scorer_for
-from adasel_stream.selector import Emitted, Selector
+from adasel_stream.selector import Selector
 from adasel_stream.types import Batch, Ids, Method
 
 __all__ = ["SelectingLoader"]
-
-FORMAT: Final = 1
-"""Version of `state_dict`."""
 
 
 class SelectingLoader:
     """Iterate over batches of chosen samples instead of all that a source offers.
 
     Rows that wait for a full batch are carried over, also from one pass to the next; nothing
-    that was selected is lost. There is no `len`: how many batches come depends on the data.
+    that was selected is lost, but a short pass may emit no batch. There is no `len`: how many
+    batches come depends on the data.
 
     Args:
         source: any iterable of candidate batches: a DataLoader, a pipeline, a generator.
@@ -93,23 +93,25 @@ class SelectingLoader:
         known = KnownLosses(scorer, record, ids)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
-        self.metrics = metrics or Metrics(
-            list(named), sampling_rate=sampling_rate, batch_size=1, policy=rule.name
-        )
+        if metrics is None:
+            metrics = Metrics(
+                list(named), sampling_rate=sampling_rate, batch_size=1, policy=rule.name
+            )
+        check_metrics(metrics, list(named))
+        self.metrics = metrics
         self._selector = Selector(
             known, chooser, batch_size=batch_size, device=device, metrics=self.metrics
         )
         self._settings = {
             "sampling_rate": sampling_rate,
-            "policy": rule.name,
+            "policy": {"name": rule.name, **rule.settings},
             "methods": list(named),
             "seed": seed,
             "record": record is not None,
         }
         self._cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
         self._told = False
-        self._emitted: Emitted | None = None
-        self._taught = False
+        self._emissions = Emissions()
         self._step_began_s: float | None = None
         self._pass: object = None
         _watch(self.metrics, score, record, source)
@@ -121,7 +123,7 @@ class SelectingLoader:
         Raises:
             AdaselError: no batch was emitted yet.
         """
-        return self._last().weights
+        return self._emissions.last.rows.weights
 
     def __iter__(self) -> Iterator[Batch]:
         """Make a pass over the source; one at a time, a newer pass ends an older one.
@@ -134,10 +136,11 @@ class SelectingLoader:
         mine = self._pass = object()
         self._tell_cost()
         self._candidates.start()
+        self._emissions.start()
         try:
             while self._pass is mine and self._fill():
-                batch, self._emitted = self._selector.pop()
-                self._taught = False
+                batch, emitted = self._selector.pop()
+                self._emissions.add(batch, emitted)
                 self._step_began_s = time.perf_counter()
                 with self.metrics.phase("train"):
                     yield batch
@@ -154,7 +157,7 @@ class SelectingLoader:
                 self._end_step()
                 self._candidates.stop()
 
-    def mean(self, losses: Tensor) -> Tensor:
+    def mean(self, losses: Tensor, batch: Batch = None) -> Tensor:
         """Average the emitted batch's losses by importance, and learn from them.
 
         The result estimates the mean loss over all candidates. The losses go to the record and
@@ -162,26 +165,31 @@ class SelectingLoader:
         call for a batch do.
 
         Args:
-            losses: fresh losses of the batch emitted last, shape (batch_size,), with gradient.
+            losses: fresh losses of an emitted batch, shape (batch_size,), with gradient.
+            batch: that batch; needed where something reads ahead of the training step, so that
+                it is not the one emitted last.
 
         Returns:
             the loss to call `backward` on, shape ().
 
         Raises:
             ValueError: another shape, such as an averaged loss.
-            AdaselError: no batch was emitted yet.
+            TypeError: losses are no tensor.
+            AdaselError: no batch was emitted yet, or it cannot be told which one is meant.
         """
-        last = self._last()
-        if losses.shape != last.weights.shape:
+        emission = self._emissions.of(batch)
+        rows = emission.rows
+        if not isinstance(losses, Tensor):
+            raise TypeError(f"losses must be a tensor, got {type(losses).__name__}")
+        if losses.shape != rows.weights.shape:
             hint = '; compute it with reduction="none"' if losses.ndim == 0 else ""
             raise ValueError(
-                f"losses must have shape {tuple(last.weights.shape)}, one per row of the batch "
-                f"emitted last, got {tuple(losses.shape)}{hint}"
+                f"losses must have shape {tuple(rows.weights.shape)}, one per row of the batch, "
+                f"got {tuple(losses.shape)}{hint}"
             )
-        if not self._taught:
-            self._selector.learn(last, losses)
-            self._taught = True
-        weights = last.weights.to(losses.device, non_blocking=True)
+        if self._emissions.teach(emission):
+            self._selector.learn(rows, losses)
+        weights = rows.weights.to(losses.device, non_blocking=True)
         filled = weights > 0  # a void slot must not leak its loss, whatever that is
         weighted = torch.where(filled, losses * weights, 0.0)
         return weighted.sum() / filled.sum().clamp(min=1)
@@ -222,20 +230,13 @@ class SelectingLoader:
             SourceError: the source cannot go back there.
             RecordError: the state is of a record of other settings.
         """
-        if state.get("format") != FORMAT:
-            raise ValueError(
-                f"the loader state has format {state.get('format')}, this version reads {FORMAT}"
-            )
-        ours, theirs = self._settings, dict(state["settings"])
-        differ = [
-            f"{k} {theirs.get(k)!r}, here {v!r}" for k, v in ours.items() if theirs.get(k) != v
-        ]
-        if differ:
-            raise ValueError(f"the snapshot was taken with other settings: {'; '.join(differ)}")
-        self._candidates.load_state_dict(state["candidates"])
+        check_state(state, self._settings)
+        self._candidates.check(state["candidates"])
         self._selector.load_state_dict(state["selector"])
+        self._candidates.load_state_dict(state["candidates"])  # the source moves last
         self.metrics.load_state_dict(state["metrics"])
-        self._pass, self._emitted, self._step_began_s = object(), None, None
+        self._pass, self._step_began_s = object(), None
+        self._emissions.clear()
         self._told = True
 
     def close(self) -> None:
@@ -266,11 +267,6 @@ class SelectingLoader:
             self._selector.offer(candidates)
             del candidates  # not to be held while the source makes the next
         return True
-
-    def _last(self) -> Emitted:
-        if self._emitted is None:
-            raise AdaselError("no batch was emitted yet; iterate over the loader first")
-        return self._emitted
 
     def _end_step(self) -> None:
         """Count the step on the batch emitted last, once."""

@@ -190,13 +190,32 @@ def resolve_methods(
     """
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names or functions, got the string {methods!r}")
-    pairs = list(methods.items()) if isinstance(methods, Mapping) else [_named(m) for m in methods]
+    if isinstance(methods, Mapping):
+        pairs = [(_checked(name, method), method) for name, method in methods.items()]
+    elif isinstance(methods, Sequence):
+        pairs = [_named(method) for method in methods]
+    else:
+        raise TypeError(
+            "methods must be a list of names and functions, or a mapping from names to functions, "
+            f"got {type(methods).__name__}"
+        )
     if not pairs:
         raise ValueError("methods must name at least one method, got none")
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"methods must have different names, got {names}")
     return dict(pairs)
+
+
+def _checked(name: str, method: Method) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"the name of a method must be a string, got {type(name).__name__}")
+    if not callable(method):
+        raise TypeError(
+            f"methods[{name!r}] must be a function of a LossBatch, got {type(method).__name__}; "
+            "built-in methods are given by name in a list"
+        )
+    return name
 
 
 def _named(method: str | Method) -> tuple[str, Method]:

@@ -40,6 +40,7 @@ def paper(*, beta: float = 0.5, curriculum_exponent: float | None = None) -> Pol
         reward=None if curriculum_exponent is None else curriculum(curriculum_exponent),
         noisy=True,
         whole_batches=True,
+        settings={"beta": beta, "curriculum_exponent": curriculum_exponent},
     )
 
 
@@ -80,6 +81,7 @@ def unbiased(
         kernel=None
         if update == "progress"
         else partial(unbiased_by_ranks, exploration=exploration, floor=floor),
+        settings={"exploration": exploration, "update": update, "floor": floor},
     )
 
 

@@ -36,7 +36,7 @@ class Quota:
     """
 
     def __init__(self, sampling_rate: float, *, whole_batches: bool = False) -> None:
-        if not isinstance(sampling_rate, float | int):
+        if not isinstance(sampling_rate, float | int) or isinstance(sampling_rate, bool):
             raise TypeError(f"sampling_rate must be a number, got {type(sampling_rate).__name__}")
         if not 0 < sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in (0, 1], got {sampling_rate}")
@@ -44,6 +44,8 @@ class Quota:
         self.whole_batches = whole_batches
         self.seen = 0
         self.granted = 0
+        if sampling_rate < 1 / _LARGEST_DENOMINATOR:
+            raise ValueError(f"sampling_rate must be at least 1e-12, got {sampling_rate}")
         # 0.3 as 3/10: a product with the float would miss the rows that are due at some counts
         self._share = Fraction(sampling_rate).limit_denominator(_LARGEST_DENOMINATOR)
 
@@ -57,6 +59,11 @@ class Quota:
             grant = min(rows, max(0, due - self.granted))
         self.granted += grant
         return grant
+
+    def give_back(self, rows: int, granted: int) -> None:
+        """Take back what the last `take` of `rows` granted: nothing was chosen from them."""
+        self.seen -= rows
+        self.granted -= granted
 
     def state_dict(self) -> dict[str, int]:
         """Describe how many rows were seen and granted."""

@@ -62,9 +62,9 @@ class ModelScorer:
     ) -> None:
         if not callable(score):
             raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if autocast is not None and not isinstance(autocast, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(
                 f"autocast must be a dtype such as torch.bfloat16, got {type(autocast).__name__}"
             )
@@ -175,12 +175,14 @@ class ModelScorer:
             losses = as_scored(self._score(batch)).losses
         finally:
             hook.remove()
-        if not (seen and isinstance(losses, Tensor) and losses.ndim):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not (seen and isinstance(losses, Tensor) and losses.ndim):
             return Scored(losses)
         features, output = seen[-1]
         residuals = None
         if losses.requires_grad:
-            (residuals,) = torch.autograd.grad(losses.sum(), output, allow_unused=True)
+            (residuals,) = torch.autograd.grad(
+                losses, output, torch.ones_like(losses), allow_unused=True
+            )
         if residuals is None or output.shape[0] != losses.shape[0]:
             raise ScoreError(
                 f"the last linear layer gave an output of shape {tuple(output.shape)} that the "
@@ -230,7 +232,7 @@ def checked(scored: Scored, rows: int) -> Scored:
     tensor([1., 2.])
     """
     losses = scored.losses
-    if not isinstance(losses, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+    if not isinstance(losses, Tensor):
         raise ScoreError(f"score returned {type(losses).__name__}, expected a tensor of losses")
     if losses.ndim == 0:
         raise ScoreError(
@@ -254,7 +256,8 @@ def checked(scored: Scored, rows: int) -> Scored:
                 "one vector per row"
             )
     # one dtype all along: known losses are float32, and methods must not see two in one run
-    return Scored(losses.detach().float(), scored.residuals, scored.features)
+    last_layer = (scored.residuals, scored.features)
+    return Scored(losses.detach().float(), *(v if v is None else v.detach() for v in last_layer))
 
 
 def gradient_norms(scored: Scored) -> Tensor | None:

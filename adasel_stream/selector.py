@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import copy
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,34 +12,17 @@ from torch import Tensor
 from adasel_stream import trees
 from adasel_stream.buffer import Buffer
 from adasel_stream.chooser import Chooser
-from adasel_stream.known import KnownLosses
+from adasel_stream.emitted import Emitted
+from adasel_stream.known import KnownLosses, Losses
 from adasel_stream.late import Late
 from adasel_stream.metrics import Metrics
 from adasel_stream.rows import Leaves, place, row_count
 from adasel_stream.types import Batch, Feedback, Ids, Selection
 
-__all__ = ["Emitted", "Selector"]
+__all__ = ["Selector"]
 
 SHOWN = ("method_weight_ratio", "method_loss", "selection_effective_ratio")
 """What metrics show of the last selection: after a resume it is still the last one."""
-
-
-class Emitted(NamedTuple):
-    """What is remembered of each row of an emitted batch, beside the user's leaves.
-
-    Attributes:
-        weights: importance weights, shape (batch_size,); 0 marks a slot that no row fills.
-        probabilities: p, shape (batch_size,).
-        inclusions: π, shape (batch_size,).
-        importances: α of each method, shape (batch_size, M).
-        ids: int64, shape (batch_size,), or None without a record.
-    """
-
-    weights: Tensor
-    probabilities: Tensor
-    inclusions: Tensor
-    importances: Tensor
-    ids: Tensor | None = None
 
 
 class Selector:
@@ -69,7 +52,7 @@ class Selector:
         self._known = known
         self._chooser = chooser
         self._buffer = None if batch_size is None else Buffer(batch_size)
-        self._device = None if device is None else torch.device(device)
+        self._device = None if device is None else _usable(device)
         self._metrics = metrics
         self._template: Batch = None
         self._late = Late()
@@ -111,15 +94,15 @@ class Selector:
         with self._metrics.phase("score"):
             batch, leaves = self._placed(batch, leaves)
             buffer = self._expect(batch, leaves, rows)
-            scored, fresh, ages_s = self._known.losses_of(batch, leaves, rows, ids)
+            known = self._known.losses_of(batch, leaves, rows, ids)
         with self._metrics.phase("select"):
-            self._count(rows, fresh, ages_s)
-            chosen = self._chooser.choose(scored)
+            self._count(known)
+            chosen = self._chooser.choose(known.scored)
             if chosen is not None:
                 _keep(buffer, leaves, chosen, ids)
-            self._report(scored.losses, chosen, ids, fresh)
+            self._report(known, chosen, ids)
             self._late.poll()
-            self._metrics.telemetry_lag_steps = len(self._late)
+            self._metrics.telemetry_lag_parcels = len(self._late)
 
     def learn(self, last: Emitted, losses: Tensor) -> None:
         """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy."""
@@ -165,13 +148,14 @@ class Selector:
             RecordError: the state is of another record.
         """
         self.drain()
+        buffer = self._buffer
         if state["buffer"] is not None:
-            if self._buffer is None:
-                self._buffer = Buffer(state["buffer"]["batch_size"])
-            self._buffer.load_state_dict(state["buffer"], self._device)
+            buffer = Buffer(state["buffer"]["batch_size"] if buffer is None else buffer.batch_size)
+            buffer.load_state_dict(state["buffer"], self._device)
+        self._known.load_state_dict(state["known"])
+        self._buffer = buffer
         structure = state["structure"]
         self._template = None if structure is None else trees.template_of(structure)
-        self._known.load_state_dict(state["known"])
         for name in SHOWN:
             setattr(self._metrics, name, copy(state["shown"][name]))
         self._chooser.load_state_dict(state, self._device)
@@ -192,32 +176,31 @@ class Selector:
             self._template = trees.emptied(batch, leaves)
         return self._buffer
 
-    def _count(
-        self, rows: int, fresh: npt.NDArray[np.bool_], ages_s: npt.NDArray[np.float32]
-    ) -> None:
-        forward = int(fresh.sum())
+    def _count(self, known: Losses) -> None:
+        rows, forward, recorded = len(known.fresh), int(known.fresh.sum()), len(known.ages_s)
         self._metrics.samples_seen += rows
         self._metrics.score_rows["forward"] += forward
-        self._metrics.score_rows["record"] += rows - forward
-        self._metrics.observe_record_ages(ages_s)
+        self._metrics.score_rows["record"] += recorded
+        self._metrics.score_rows["unknown"] += rows - forward - recorded
+        if recorded:
+            self._metrics.observe_record_ages(known.ages_s)
 
     def _report(
-        self,
-        losses: Tensor,
-        chosen: Selection | None,
-        ids: npt.NDArray[np.int64] | None,
-        fresh: npt.NDArray[np.bool_],
+        self, known: Losses, chosen: Selection | None, ids: npt.NDArray[np.int64] | None
     ) -> None:
         """Send the numbers to the metrics and the record, to arrive when they may."""
-        metrics = self._metrics
+        metrics, losses, fresh = self._metrics, known.scored.losses, known.fresh
+        told = None if known.guessed is None else ~known.guessed  # a guess is nobody's loss
 
         def arrive(seen: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> None:
             if ids is not None and fresh.any():
                 self._known.observe(ids[fresh], seen[fresh])
+            every = seen if told is None else seen[told]
             if rest:
-                metrics.observe_selection(seen, seen[rest[0]], *rest[1:])
+                indices = rest[0] if told is None else rest[0][told[rest[0]]]
+                metrics.observe_selection(every, seen[indices], *rest[1:])
             else:
-                metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(seen)
+                metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(every)
 
         if chosen is None:
             self._late.send((losses,), arrive)
@@ -240,7 +223,7 @@ class Selector:
         self._chooser.learn(
             Feedback(losses, last.importances, last.probabilities, last.inclusions, valid)
         )
-        self._metrics.policy_updates["applied"] += 1
+        self._metrics.policy_updates += 1
 
 
 def _keep(
@@ -259,3 +242,16 @@ def _keep(
     # on a CPU no more rows were asked for than may be chosen
     void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
     buffer.push(leaves, chosen.indices, remembered, void)
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    """Name a device, and make sure that this machine has it."""
+    try:
+        named = torch.device(device)
+        torch.empty(0, device=named)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here; name one that torch has, such as 'cpu' or "
+            "'cuda', or None to leave batches where they are"
+        ) from error
+    return named

@@ -41,7 +41,7 @@ def captured(run: Callable[[], object], generator: torch.Generator) -> Callable[
     """Record one step in a CUDA graph and give its replay."""
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     with torch.cuda.stream(side):
         for _ in range(3):
             run()
@@ -90,7 +90,7 @@ def train_without_waiting(device: torch.device) -> int:
         torch.cuda.set_sync_debug_mode("error")
     for batch in loader:
         assert batch["x"].device.type == device.type
-        loader.mean(losses(batch)).backward()
+        loader.mean(losses(batch)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         emitted += 1

@@ -17,6 +17,7 @@ from adasel_stream.runlog import RunLog
         (["--rows", "0"], "rows must be at least 1, got 0"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--port", "70000"], "port must be in 0..65535, got 70000"),
+        (["--save-every", "-1"], "save-every must be at least 0 seconds, got -1.0"),
         (["--format", "csv"], "invalid choice: 'csv'"),
     ],
 )

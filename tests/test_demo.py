@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import json
+import shutil
 import zipfile
 from collections.abc import Generator
 from importlib.metadata import distribution
@@ -26,7 +27,7 @@ from adasel_stream.demo.shards import COLUMNS, Prepared, prepare
 from adasel_stream.demo.summary import summarise
 from adasel_stream.errors import SourceError
 
-ROWS = 3000
+ROWS = 4000
 RATE = 0.2
 
 
@@ -43,12 +44,6 @@ def one_thread() -> Generator[None]:
 def flights() -> Flights:
     """Give a year of flights."""
     return read()
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """Give shards of the year's first flights."""
-    return prepare(tmp_path_factory.mktemp("data"), ROWS, lambda _: None)
 
 
 def _parquet(prepared: Prepared, batch_size: int) -> ParquetSource:
@@ -128,9 +123,12 @@ def test_both_kinds_of_shard_hold_the_same_stream(prepared: Prepared) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["shard is gone", "shard is cut", "facts are gone"])
-def test_shards_that_are_not_whole_are_written_again(tmp_path: Path, harm: str) -> None:
+def test_shards_that_are_not_whole_are_written_again(
+    prepared: Prepared, tmp_path: Path, harm: str
+) -> None:
     """A cache that lost something is replaced, and the user is told."""
-    folder = prepare(tmp_path, 500, lambda _: None).folder
+    folder = tmp_path / prepared.folder.name
+    shutil.copytree(prepared.folder, folder)
     shard = folder / "tar" / "flights-00000.tar"
     whole = shard.read_bytes()
     if harm == "shard is cut":
@@ -138,11 +136,11 @@ def test_shards_that_are_not_whole_are_written_again(tmp_path: Path, harm: str) 
     else:
         (shard if harm == "shard is gone" else folder / "flights.json").unlink()
     told: list[str] = []
-    again = prepare(tmp_path, 500, told.append)
+    again = prepare(tmp_path, ROWS, told.append)
     assert again.written
     assert "incomplete" in told[0]
     assert shard.read_bytes() == whole
-    assert not prepare(tmp_path, 500, told.append).written
+    assert not prepare(tmp_path, ROWS, told.append).written
 
 
 @pytest.mark.slow
@@ -200,6 +198,18 @@ def test_cost_of_an_arm_is_its_own_time(prepared: Prepared) -> None:
     first.advance(2)
     grown = sum(first.metrics.phase_seconds.values()) - sum(before.values())
     assert 0 < grown < sum(second.metrics.phase_seconds.values()) / 2
+
+
+@pytest.mark.slow
+def test_steps_of_an_arm_do_not_last_through_the_turns_of_others(prepared: Prepared) -> None:
+    """All steps of an arm together take no longer than it trained, by its own clock."""
+    first, second, *_ = _arms(prepared)
+    first.advance(1)
+    second.advance(float("inf"))
+    first.advance(2000)
+    assert first.metrics.step_seconds.count == first.learner.updates
+    trained = first.metrics.phase_seconds["train"]
+    assert first.metrics.step_seconds.state[1] < 1.1 * trained + 0.01
 
 
 @pytest.mark.slow

@@ -117,3 +117,11 @@ def test_anything_but_one_id_per_row_is_refused(ids: Any, shape: str) -> None:
         BatchError, match=rf"ids='id' gives shape \({shape}\), expected \(2,\): one"
     ):
         find_ids({"id": ids}, "id", 2)
+
+
+def test_ids_of_several_parts_are_refused_whatever_their_lengths() -> None:
+    """The message of numpy would help nobody."""
+    with pytest.raises(
+        BatchError, match="ids have parts of different lengths, expected one id per"
+    ):
+        as_ids([[1], [2, 3]])  # type: ignore[list-item] # that is the point

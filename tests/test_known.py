@@ -23,7 +23,7 @@ def test_without_a_record_every_row_is_scored() -> None:
     score = Counted()
     known = KnownLosses(score, None, "there is no such key")
     assert known.ids_of(rows(0, 4), 4) is None
-    scored, fresh, ages_s = find(known, rows(0, 4))
+    scored, fresh, ages_s, _ = find(known, rows(0, 4))
     assert torch.equal(scored.losses, rows(0, 4)["loss"])
     assert (fresh.tolist(), ages_s.tolist(), score.ids) == ([True] * 4, [], [0, 1, 2, 3])
 
@@ -34,7 +34,7 @@ def test_only_rows_that_are_not_known_are_scored() -> None:
     record.update(np.array([1, 3]), np.array([50.0, 70.0]))
     score = Counted()
     known = KnownLosses(score, record, "id")
-    scored, fresh, ages_s = find(known, rows(0, 5))
+    scored, fresh, ages_s, _ = find(known, rows(0, 5))
     want = rows(0, 5)["loss"]
     want[1], want[3] = 50.0, 70.0
     assert torch.equal(scored.losses, want)
@@ -48,7 +48,7 @@ def test_a_batch_that_is_known_altogether_is_not_scored() -> None:
     record = LossRecord(capacity=100)
     record.update(np.arange(4), np.arange(4.0))
     score = Counted()
-    scored, fresh, _ = find(KnownLosses(score, record, "id"), rows(0, 4))
+    scored, fresh, *_ = find(KnownLosses(score, record, "id"), rows(0, 4))
     assert scored.losses.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert score.ids == []
     assert not fresh.any()
@@ -100,7 +100,7 @@ def test_without_a_score_unknown_rows_count_as_average() -> None:
     known = KnownLosses(None, LossRecord(capacity=100), "id")
     assert find(known, rows(0, 2)).scored.losses.tolist() == [0.0, 0.0]
     known.observe(np.array([0, 1, 2]), np.array([1.0, 3.0, np.nan]))
-    scored, fresh, _ = find(known, rows(0, 4))
+    scored, fresh, *_ = find(known, rows(0, 4))
     assert scored.losses.tolist() == [1.0, 3.0, 2.0, 2.0]
     assert not fresh.any()
 
@@ -189,3 +189,14 @@ def test_wrong_arguments_fail_at_construction(
     """With what was expected and what came."""
     with pytest.raises(error, match=message):
         KnownLosses(score, record, where)
+
+
+def test_what_is_guessed_is_marked() -> None:
+    """A mean that stands for an unknown loss is nobody's loss, and no metric may count it."""
+    known = KnownLosses(None, LossRecord(capacity=100), "id")
+    known.observe(np.array([0, 2]), np.array([1.0, 3.0]))
+    guessed = find(known, rows(0, 4)).guessed
+    assert guessed is not None
+    assert guessed.tolist() == [False, True, False, True]
+    assert find(known, rows(0, 1)).guessed is None
+    assert find(KnownLosses(Counted(), LossRecord(capacity=16), "id"), rows(0, 4)).guessed is None

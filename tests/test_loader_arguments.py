@@ -5,9 +5,11 @@ import torch
 from torch import nn
 
 from adasel_stream import LossRecord, SelectingLoader, unbiased
+from adasel_stream.metrics import Metrics
 from tests.streams import loss
 
 MODEL = nn.Linear(4, 1)
+OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,16 @@ MODEL = nn.Linear(4, 1)
             ValueError,
             "floor 0.3 for each of 5 methods is more than",
         ),
+        ({"seed": -1}, ValueError, r"seed must be in \[0, 2\*\*63\), got -1"),
+        (
+            {"device": "gpu"},
+            ValueError,
+            "device='gpu' cannot be used here; name one that torch has",
+        ),
+        ({"metrics": {}}, TypeError, "metrics must be a Metrics, got dict"),
+        ({"metrics": OTHER}, ValueError, r"count the methods \['mine'\], the loader has \['unif"),
+        ({"sampling_rate": True}, TypeError, "sampling_rate must be a number, got bool"),
+        ({"sampling_rate": 1e-13}, ValueError, "sampling_rate must be at least 1e-12, got 1e-13"),
         ({"seed": 1.5}, TypeError, "seed must be a whole number, got float"),
         (
             {"methods": ["gradient_norm"], "record": LossRecord(capacity=16), "ids": "id"},

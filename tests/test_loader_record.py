@@ -18,7 +18,7 @@ def test_the_record_spares_forward_passes_and_learns_from_training() -> None:
     assert sorted(score.ids) == list(range(51))
     list(loader)
     assert len(score.ids) == 51
-    assert loader.metrics.score_rows == {"forward": 51, "record": 51, "proxy": 0}
+    assert loader.metrics.score_rows["forward"] == loader.metrics.score_rows["record"] == 51
     assert loader.metrics.record_age_seconds.count == 51
     known = record.lookup(np.arange(51)).losses - torch.cat([b["loss"] for b in source]).numpy()
     assert sorted(set(known.round().tolist())) == [0.0, 5.0]
@@ -58,3 +58,15 @@ def test_string_ids_name_the_same_instances_in_scoring_training_and_serving() ->
     assert {known[name] for name in set(batch["__key__"]) - {"row 0"}} == {90.0}
     assert known["row 0"] == 70.0
     assert len(record) == 9
+
+
+def test_metrics_count_no_loss_that_nobody_knows() -> None:
+    """By the record alone, unknown rows are shown as such and are in no histogram."""
+    loader = loader_over(score=None, record=LossRecord(capacity=1000), ids="id", batch_size=1)
+    loader.observe(torch.arange(0, 51, 3), torch.arange(17.0))
+    list(loader)
+    rows = loader.metrics.score_rows
+    assert (rows["forward"], rows["record"], rows["unknown"]) == (0, 17, 34)
+    assert loader.metrics.loss["seen"].count == 17
+    assert loader.metrics.loss["selected"].count <= 17
+    assert loader.metrics.samples_seen == 51

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from adasel_stream import LossRecord, SelectingLoader, save_checkpoint
+from adasel_stream import LossRecord, SelectingLoader, save_checkpoint, unbiased
 from adasel_stream.errors import AdaselError, RecordError, SourceError
 from tests.streams import Stream, batches, loss
 
@@ -15,7 +15,9 @@ def test_a_stateless_source_is_refused_and_nothing_is_changed() -> None:
     next(iter(first))
     second = SelectingLoader(batches(), score=loss, sampling_rate=0.5)
     before = second.state_dict()
-    with pytest.raises(SourceError, match="list has no state_dict, so it cannot continue"):
+    with pytest.raises(
+        SourceError, match="no state_dict of list, so it cannot continue after batch"
+    ):
         second.load_state_dict(first.state_dict())
     assert second.state_dict()["selector"]["quota"] == before["selector"]["quota"]
 
@@ -42,7 +44,8 @@ def test_a_stateless_source_is_replayed_where_that_is_allowed() -> None:
     ("options", "message"),
     [
         ({"sampling_rate": 0.4}, r"sampling_rate 0.5, here 0.4$"),
-        ({"policy": "paper"}, r"policy 'unbiased', here 'paper'$"),
+        ({"policy": "paper"}, r"policy \{'name': 'unbiased', .*\}, here \{'name': 'paper', "),
+        ({"policy": unbiased(floor=0.1)}, r"'floor': 0.02\}, here .* 'floor': 0.1\}$"),
         ({"methods": ["uniform"]}, r"methods \['uniform', .*\], here \['uniform'\]$"),
         ({"seed": 9, "sampling_rate": 0.1}, r"sampling_rate 0.5, here 0.1; seed 0, here 9$"),
         ({"record": LossRecord(capacity=16), "ids": "id"}, r"record False, here True$"),
@@ -99,7 +102,7 @@ def test_a_snapshot_does_not_change_while_training_goes_on(tmp_path: Path) -> No
     state = loader.state_dict()
     save_checkpoint(tmp_path / "now", state)
     for batch in iterator:
-        loader.mean(batch["loss"])
+        loader.mean(batch["loss"], batch)
         batch["x"].zero_()
     save_checkpoint(tmp_path / "later", state)
     assert (tmp_path / "now").read_bytes() == (tmp_path / "later").read_bytes()

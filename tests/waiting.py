@@ -42,8 +42,8 @@ DEVICE = "lazy"
 """A device type that every build of torch knows by name."""
 
 
-class WaitedError(Exception):
-    """An operation that waits for the device."""
+class WaitedError(BaseException):
+    """An operation that waits for the device; no exception that anyone may handle."""
 
 
 class NoWaiting(TorchDispatchMode):  # type: ignore[no-untyped-call] # untyped in torch

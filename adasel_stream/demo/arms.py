@@ -23,7 +23,7 @@ class Arm(Protocol):
     """One contestant.
 
     Attributes:
-        name: shown to the user, and the `run` of its metrics.
+        name: of its files, and the `run` of its metrics.
         learner: what it trains.
         metrics: what it counts; its phases hold this arm's own seconds.
         scores_to_select: whether scoring is part of the method, and so of its cost; where it is
@@ -52,7 +52,7 @@ class SelectingArm:
     """Train on what a `SelectingLoader` chooses.
 
     Args:
-        name: shown to the user.
+        name: of its files and metrics.
         source: candidate batches.
         learner: what to train.
         methods: selection methods.
@@ -105,7 +105,9 @@ class SelectingArm:
                 losses = self.learner.losses(inputs(batch))
                 self.learner.update(self.loader.mean(losses))
                 if self.learner.progressive.seen >= until:
-                    return
+                    break
+        # describing a loader ends its step, which would last through the other arms' turns
+        self.loader.state_dict()
 
     def _rest(self) -> Iterator[Batch]:
         """Give the batches that are still to come."""
@@ -134,7 +136,7 @@ class FullArm:
     """Train on everything, without this package's loader: the ceiling.
 
     Args:
-        name: shown to the user.
+        name: of its files and metrics.
         source: batches, with `state_dict`.
         learner: what to train.
     """

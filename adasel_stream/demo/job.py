@@ -24,13 +24,12 @@ from adasel_stream.demo.settings import Settings
 from adasel_stream.demo.shards import COLUMNS, Prepared, prepare
 from adasel_stream.demo.stop import Stop
 from adasel_stream.demo.summary import Summary, summarise
-from adasel_stream.errors import AdaselError, ShardError
+from adasel_stream.errors import AdaselError, CheckpointError, ShardError
 from adasel_stream.metrics import serve
 from adasel_stream.runlog import RunLog
 
 __all__ = ["Outcome", "run"]
 
-_SAVE_EVERY_S = 15.0
 _TURNS = 128
 
 
@@ -39,7 +38,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        exit_code: 0, or 128 and the signal that stopped it.
+        exit_code: 130 after Ctrl-C; else 0, also where SIGTERM stopped it in order.
         summary: the result, or None if it was stopped before the end of the stream.
     """
 
@@ -51,10 +50,12 @@ def run(settings: Settings, screen: Screen) -> Outcome:
     """Prepare the stream, train all arms on it, and write the report.
 
     A signal that asks to stop leaves a snapshot; the same call goes on from there and comes to
-    the same numbers as a run that was never stopped.
+    the same numbers as a run that was never stopped. A snapshot that cannot be written is told
+    and counted; only where a signal asked for it, it is an error.
 
     Raises:
         AdaselError: the data, a shard or the snapshot cannot be used; the message says what to do.
+        CheckpointError: a signal asked to stop, and no snapshot could be written.
         OSError: a file cannot be written.
     """
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -104,7 +105,7 @@ class _Job:
                 if stop.asked and until < math.inf:
                     self._stopped()
                     return Outcome(stop.exit_code, None)
-                if time.monotonic() - self._saved > _SAVE_EVERY_S:
+                if time.monotonic() - self._saved >= self._settings.save_every_s:
                     self._save()
         return Outcome(0, self._finish())
 
@@ -149,16 +150,36 @@ class _Job:
         self._screen.show(self._arms[0].learner.progressive.seen, self._prepared.rows, self._arms)
 
     def _stopped(self) -> None:
-        self._save()
         seen = self._arms[0].learner.progressive.seen
+        stopped = f"stopped after {seen:,} of {self._prepared.rows:,} flights"
+        try:
+            snapshot.save(self._path, self._fixed, self._arms, self._elapsed_s)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{stopped}, and no snapshot could be written: {error}. Running the same command "
+                f"again {self._goes_on()}"
+            ) from error
         self._screen.say(
-            f"stopped after {seen:,} of {self._prepared.rows:,} flights; everything is in "
-            f"{self._path}. Run the same command again to go on from there"
+            f"{stopped}; everything is in {self._path}. Run the same command again to go on from "
+            "there"
         )
 
     def _save(self) -> None:
-        snapshot.save(self._path, self._fixed, self._arms, self._elapsed_s)
+        """Write a snapshot; where that fails, the run goes on and tries again later."""
+        try:
+            snapshot.save(self._path, self._fixed, self._arms, self._elapsed_s)
+        except CheckpointError as error:
+            self._screen.say(
+                f"no snapshot could be written: {error}. Training goes on; killed now, the same "
+                f"command {self._goes_on()}"
+            )
         self._saved = time.monotonic()
+
+    def _goes_on(self) -> str:
+        """Say where another run begins while no new snapshot can be written."""
+        if self._path.exists():
+            return "goes on from the snapshot before, which is intact"
+        return "starts over"
 
     def _finish(self) -> Summary:
         summary = summarise(self._arms, self._prepared.rows)

@@ -8,10 +8,26 @@ from adasel_stream.demo.arms import Arm, FullArm, SelectingArm
 from adasel_stream.demo.learner import BATCH_SIZE, Learner
 from adasel_stream.methods import DEFAULT_METHODS
 
-__all__ = ["ADASELECTION", "FULL", "SAME_COST", "UNIFORM", "candidates_for", "make_arms"]
+__all__ = [
+    "ADASELECTION",
+    "FULL",
+    "LABELS",
+    "SAME_COST",
+    "UNIFORM",
+    "candidates_for",
+    "make_arms",
+]
 
 ADASELECTION, UNIFORM, SAME_COST, FULL = "adaselection", "uniform", "uniform_same_cost", "full"
-"""Names of the arms."""
+"""Names of the arms, for files and metrics."""
+
+LABELS = {
+    ADASELECTION: "AdaSelection",
+    UNIFORM: "uniform",
+    SAME_COST: "uniform, same cost",
+    FULL: "full training",
+}
+"""Names of the arms, for people."""
 
 
 def make_arms(

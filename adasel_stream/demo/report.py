@@ -7,7 +7,7 @@ from typing import Any
 
 from adasel_stream.charts import Series, line_chart
 from adasel_stream.demo.learner import BATCH_SIZE, LEARNING_RATE
-from adasel_stream.demo.plan import ADASELECTION, FULL, SAME_COST, UNIFORM
+from adasel_stream.demo.plan import ADASELECTION, FULL, LABELS, SAME_COST, UNIFORM
 from adasel_stream.demo.progressive import BLOCKS, Progressive, running_difference
 from adasel_stream.demo.summary import HEADERS, Summary, row
 from adasel_stream.report import Section, Tile, render_report, run_sections, table
@@ -43,7 +43,7 @@ def write_report(
     Raises:
         OSError: a log cannot be read or the file not be written.
     """
-    records = {name: read_run_log(log).records for name, log in logs.items()}
+    records = {LABELS[name]: read_run_log(log).records for name, log in logs.items()}
     render_report(
         path,
         title="Which flights will be late?",
@@ -63,7 +63,7 @@ def write_report(
 
 def _of_interest(sections: Sequence[Section]) -> list[Section]:
     """Leave out what arms choose that do not choose by loss: it looks like what they see."""
-    dull = tuple(f"({name})" for name in (UNIFORM, SAME_COST, FULL))
+    dull = tuple(f"({LABELS[name]})" for name in (UNIFORM, SAME_COST, FULL))
     return [section for section in sections if not section.heading.endswith(dull)]
 
 
@@ -73,7 +73,7 @@ def _tiles(summary: Summary) -> list[Tile]:
     saved = 1 - summary.share_of_full(ADASELECTION, measured=True)
     expected = 1 - summary.share_of_full(ADASELECTION, measured=False)
     return [
-        Tile("AdaSelection's loss", f"{ours.loss:.4f}", f"uniform {uniform.loss:.4f}"),
+        Tile("loss", f"{ours.loss:.4f}", f"uniform: {uniform.loss:.4f}"),
         Tile(
             "minus uniform's", f"{difference.mean:+.4f}", f"± {2 * difference.error:.4f} (2 s.e.)"
         ),
@@ -87,11 +87,11 @@ def _figures(summary: Summary) -> Section:
     extra = summary.figures[UNIFORM].accounting_s
     words = (
         f"{summary.cost} Passes are forward passes of one flight, a backward pass counted as two. "
-        f"{ADASELECTION} and {UNIFORM} make the same number of updates; {SAME_COST} makes as many "
-        f"as {ADASELECTION}'s passes would pay for if nothing had to be scored; {FULL} trains on "
-        "everything and shows the ceiling.\n\n"
+        "AdaSelection and uniform make the same number of updates; uniform, same cost, makes as "
+        "many as AdaSelection's passes would pay for if nothing had to be scored; full training "
+        "takes every flight and shows the ceiling.\n\n"
         "Only AdaSelection has to score flights to choose among them. The others go through "
-        f"scoring for this comparison alone, which is not counted as their cost ({UNIFORM}: "
+        "scoring for this comparison alone, which is not counted as their cost (uniform: "
         f"{extra:.1f} s more). One learning rate serves all; it was chosen for uniform."
     )
     rows = [row(summary, name) for name in summary.figures]
@@ -106,21 +106,21 @@ def _differences(summary: Summary, progressive: Mapping[str, Progressive]) -> Se
         if name == UNIFORM:
             continue
         mean, error = running_difference(one, base)
-        line = Series(name, x, mean.tolist(), paint=paint)
+        line = Series(LABELS[name], x, mean.tolist(), paint=paint)
         if name == ADASELECTION:
             low, high = (mean - 2 * error).tolist(), (mean + 2 * error).tolist()
             line = replace(line, low=low, high=high)
         lines.append(line)
     chart = line_chart(
         lines,
-        label="loss so far of each arm minus that of uniform",
+        label="loss so far of each run minus that of uniform",
         x_label=_X_LABEL,
         y_label="loss so far, minus uniform's",
-        reference=(0.0, UNIFORM),
+        reference=(0.0, LABELS[UNIFORM]),
     )
     words = (
-        f"Below the line an arm does better than {UNIFORM} with as many updates as "
-        f"{ADASELECTION}. The band is two standard errors wide on either side; they come from how "
+        "Below the line a run does better than uniform with as many updates as AdaSelection. The "
+        "band is two standard errors wide on either side; they come from how "
         f"the difference varies over {BLOCKS} blocks of the stream, about a week each, and do not "
         "include what other seeds would change."
     )
@@ -129,17 +129,19 @@ def _differences(summary: Summary, progressive: Mapping[str, Progressive]) -> Se
 
 def _calibration(progressive: Mapping[str, Progressive], rows: int) -> Section:
     x = _middles(rows)
-    lines = [Series(name, x, one.calibrations.tolist()) for name, one in progressive.items()]
+    lines = [
+        Series(LABELS[name], x, one.calibrations.tolist()) for name, one in progressive.items()
+    ]
     chart = line_chart(
         lines,
-        label="predicted by actual rate of late flights, by arm and block",
+        label="predicted by actual rate of late flights, by run and block",
         x_label=_X_LABEL,
         y_label="predicted / actual rate of late flights",
         reference=(1.0, "right"),
     )
     words = (
         "The weights of the selected flights keep the predicted rate true although hard ones are "
-        "selected more often. Weeks that differ from those before push all arms off alike."
+        "selected more often. Weeks that differ from those before push all runs off alike."
     )
     return Section("Are its predictions calibrated?", words, (chart,))
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
 from adasel_stream.demo.arms import Arm
+from adasel_stream.demo.plan import LABELS
 
 __all__ = ["COLUMNS", "PlainScreen", "Screen", "cells", "open_screen"]
 
-COLUMNS = ("arm", "loss so far", "predicted/actual", "updates", "seconds")
+COLUMNS = ("run", "loss so far", "predicted/actual", "updates", "seconds")
 """Running figures of each arm."""
 
 
@@ -38,7 +39,7 @@ def cells(arm: Arm) -> tuple[str, ...]:
     progressive = arm.learner.progressive
     spent: Mapping[str, float] = arm.metrics.phase_seconds
     return (
-        arm.name,
+        LABELS[arm.name],
         f"{progressive.loss:.4f}",
         f"{progressive.calibration:.3f}",
         f"{arm.learner.updates:,}",
@@ -73,7 +74,9 @@ class PlainScreen:
         if time.monotonic() < self._due and seen < rows:
             return
         self._due = time.monotonic() + self._every_s
-        losses = "  ".join(f"{arm.name} {arm.learner.progressive.loss:.4f}" for arm in arms)
+        losses = " | ".join(
+            f"{LABELS[arm.name]} {arm.learner.progressive.loss:.4f}" for arm in arms
+        )
         self.say(f"{seen / rows:4.0%}  {seen:>7,} flights  loss so far: {losses}")
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ class Settings:
         seed: of first weights and selection, at least 0.
         format: kind of shard to read.
         port: of the live metrics; 0 for a free one.
+        save_every_s: seconds between two snapshots, at least 0.
         fresh: whether to start over although a snapshot is there.
 
     Raises:
@@ -33,6 +34,7 @@ class Settings:
     seed: int = 0
     format: Format = "parquet"
     port: int = 9400
+    save_every_s: float = 15.0
     fresh: bool = False
 
     def __post_init__(self) -> None:
@@ -45,3 +47,5 @@ class Settings:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port must be in 0..65535, got {self.port}")
+        if not self.save_every_s >= 0:
+            raise ValueError(f"save-every must be at least 0 seconds, got {self.save_every_s}")

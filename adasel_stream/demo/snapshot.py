@@ -21,7 +21,7 @@ def save(path: Path, settings: Mapping[str, Any], arms: Sequence[Arm], elapsed_s
         elapsed_s: wall time of the run so far, in seconds.
 
     Raises:
-        CheckpointError: the file cannot be written; the one before is intact.
+        CheckpointError: the file cannot be written; the one before is intact. It is counted.
     """
     state = {arm.name: arm.state_dict() for arm in arms}
     try:

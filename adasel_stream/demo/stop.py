@@ -30,8 +30,11 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """What a process that ends by the signal returns: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 0 if self._signal is None else 128 + self._signal
+        """What a process that ends as asked returns: 130 after Ctrl-C, as shells expect.
+
+        After SIGTERM it is 0: who manages a job wants to know whether it left in order.
+        """
+        return 128 + signal.SIGINT if self._signal == signal.SIGINT else 0
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         del frame

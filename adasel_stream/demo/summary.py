@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from adasel_stream.costs import BACKWARD_FORWARDS
 from adasel_stream.demo.arms import Arm
-from adasel_stream.demo.plan import ADASELECTION, FULL, SAME_COST, UNIFORM
+from adasel_stream.demo.plan import ADASELECTION, FULL, LABELS, SAME_COST, UNIFORM
 from adasel_stream.demo.progressive import BLOCKS, Difference, paired_difference
 
-__all__ = ["HEADERS", "Figures", "Summary", "row", "summarise"]
+__all__ = ["HEADERS", "LEGEND", "Figures", "Summary", "row", "summarise"]
 
 LEAST_UPDATES = 2 * BLOCKS
 """Fewer updates leave a model unchanged over a whole block of the stream; then blocks are no
@@ -23,8 +23,14 @@ _SAYS = {
     "too short to judge": "made too few updates to be compared with",
 }
 
-HEADERS = ("arm", "loss", "predicted/actual", "AUC", "updates", "passes", "of full", "seconds")
+HEADERS = ("run", "loss", "predicted/actual", "AUC", "updates", "passes", "vs full", "seconds")
 """Columns of the table that `row` fills."""
+
+LEGEND = (
+    "loss: of every flight, before it was trained on; passes: forward passes of one flight, a\n"
+    "backward pass counted as two; seconds: training, and scoring where it serves to choose"
+)
+"""What the columns mean."""
 
 
 class Figures(NamedTuple):
@@ -95,9 +101,9 @@ class Summary:
         at_updates, at_cost = self.against[UNIFORM], self.against[SAME_COST]
         return (
             f"AdaSelection {_SAYS[self.judged(UNIFORM)]} uniform selection with as many updates: "
-            f"loss {ours:.4f} against {even:.4f}, difference {at_updates}. It "
-            f"{_SAYS[self.judged(SAME_COST)]} uniform selection of the same cost, which comes to "
-            f"{even_cost:.4f}: difference {at_cost}."
+            f"loss {ours:.4f} against {even:.4f}, difference {at_updates} (two standard errors). "
+            f"It {_SAYS[self.judged(SAME_COST)]} uniform selection of the same cost: loss "
+            f"{even_cost:.4f}, difference {at_cost}."
         )
 
     @property
@@ -141,7 +147,7 @@ def row(summary: Summary, name: str) -> tuple[str, ...]:
     """Give an arm's line of the final table, one text for each of `HEADERS`."""
     one = summary.figures[name]
     return (
-        one.name,
+        LABELS[one.name],
         f"{one.loss:.4f}",
         f"{one.calibration:.3f}",
         f"{one.auc:.3f}",

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
-    "DROP_REASONS",
     "FAMILIES",
     "LOSS_BOUNDS",
     "PHASES",
@@ -18,9 +17,6 @@ PREFIX = "adasel_"
 
 PHASES = ("data_wait", "score", "select", "train", "checkpoint", "other")
 """Where a second of the training thread can go."""
-
-DROP_REASONS = ("decode_error", "nonfinite_loss", "duplicate", "missing_key", "too_old", "other")
-"""Why a sample can be discarded before selection."""
 
 LOSS_BOUNDS = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-12, 9))
 """21 bounds from 0.001 to 100, four a decade: a median is read to about 2 %, p99 to 12 %."""
@@ -68,14 +64,7 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         "Samples discarded before selection.",
         "reason",
-        DROP_REASONS,
-    ),
-    Family(
-        "samples_forced",
-        "counter",
-        "Samples chosen by a rule, whatever their importance.",
-        "rule",
-        ("floor", "refresh"),
+        ("nonfinite_loss",),
     ),
     Family("selection_target_ratio", "gauge", "Sampling rate in force."),
     Family(
@@ -84,32 +73,31 @@ FAMILIES: tuple[Family, ...] = (
         "Kish effective sample size of the importance weights, as a share of the selected rows.",
     ),
     Family(
-        "selection_variance_ratio",
-        "gauge",
-        "How far the draw is from uniform: square root of b times the sum of squared "
-        "probabilities; 1 means that selection cannot pay.",
-    ),
-    Family(
         "score_rows",
         "counter",
-        "Rows whose loss was obtained, by where it came from.",
+        "Rows by where their loss came from; an unknown one was guessed as the stream's mean.",
         "origin",
-        ("forward", "record", "proxy"),
+        ("forward", "record", "unknown"),
     ),
     Family("method_weight_ratio", "gauge", "Method weights; they sum to 1.", "method"),
-    Family("method_loss", "gauge", "Mean loss of each method's own pick.", "method"),
+    Family(
+        "method_loss",
+        "gauge",
+        "Mean loss of what each method would choose (policy paper) or draw (policy unbiased).",
+        "method",
+    ),
     Family(
         "method_agreed",
         "counter",
-        "Selected rows that are also in the method's own pick.",
+        "Selected rows, shared out among methods by how much each wanted them "
+        "(sums to selected rows).",
         "method",
     ),
     Family(
         "policy_updates",
         "counter",
-        "Updates of the method weights.",
-        "result",
-        ("applied", "clipped", "rejected"),
+        "Updates of the method weights by losses of training steps; only policies that learn "
+        "from those make any.",
     ),
     Family("loss", "histogram", "Per-sample loss.", "set", ("seen", "selected")),
     Family(
@@ -158,7 +146,12 @@ FAMILIES: tuple[Family, ...] = (
         "kind",
         ("sample", "shard", "retry"),
     ),
-    Family("telemetry_lag_steps", "gauge", "How many steps old the device's numbers are."),
+    Family(
+        "telemetry_lag_parcels",
+        "gauge",
+        "Parcels of numbers on their way from the device, about one or two a step; what this "
+        "page shows lacks them.",
+    ),
     Family("info", "info", "Identity of the run; always 1."),
 )
 """Every family; `Metrics` has an attribute for each."""

@@ -4,6 +4,8 @@ import os
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
 from threading import Thread
 from types import TracebackType
 from wsgiref.simple_server import WSGIServer
@@ -14,6 +16,8 @@ from adasel_stream.metrics.collector import RunCollector
 from adasel_stream.metrics.slots import Metrics
 
 __all__ = ["Server", "serve"]
+
+_open: weakref.WeakSet[WSGIServer] = weakref.WeakSet()
 
 
 class Server:
@@ -60,11 +64,8 @@ class Server:
         """Stop serving and free the port; a second call does nothing."""
         if self._listening is None:
             return
-        httpd, thread = self._listening
-        self._listening = None
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
+        listening, self._listening = self._listening, None
+        _stop(*listening)
         self._registry.unregister(self._collector)
 
 
@@ -90,7 +91,8 @@ def serve(
             application's metrics nor ours appear on the other's page.
 
     Raises:
-        ValueError: if the port is out of range, or two runs have the same name and rank.
+        ValueError: if the port is out of range, two runs have the same name and rank, or
+            `registry` shows metrics of these names already; use `Server.add` there.
 
     >>> metrics = Metrics(["uniform"], sampling_rate=1, batch_size=8, policy="paper")
     >>> with serve(metrics, port=0) as server:
@@ -111,18 +113,27 @@ def serve(
             stacklevel=2,
         )
         return Server(collector, registry, None)
-    registry.register(collector)
-    _close_in_children(listening[0])
+    with ExitStack() as undo:
+        undo.callback(_stop, *listening)
+        registry.register(collector)
+        undo.pop_all()
+    _open.add(listening[0])
+    _close_in_children()
     return Server(collector, registry, listening)
 
 
-def _close_in_children(httpd: WSGIServer) -> None:
-    """Keep forked loader workers from holding the port after the trainer has died."""
-    known = weakref.ref(httpd)
+def _stop(httpd: WSGIServer, thread: Thread) -> None:
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+@cache  # a hook cannot be taken back, so there is one for all pages
+def _close_in_children() -> None:
+    """Keep forked loader workers from holding ports after the trainer has died."""
 
     def close() -> None:
-        inherited = known()
-        if inherited is not None:
+        for inherited in list(_open):
             inherited.socket.close()
 
     os.register_at_fork(after_in_child=close)

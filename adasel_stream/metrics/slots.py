@@ -23,7 +23,7 @@ from adasel_stream.metrics.families import (
 from adasel_stream.metrics.histogram import Histogram
 from adasel_stream.metrics.names import checked_methods, checked_name
 from adasel_stream.metrics.phases import PhaseClock
-from adasel_stream.metrics.watching import CountsErrors, CountsLookups, Growth
+from adasel_stream.metrics.watching import CountsErrors, CountsLookups, Outside
 
 __all__ = ["Metrics"]
 
@@ -53,7 +53,6 @@ class Metrics:
     >>> metrics = Metrics(["big_loss", "uniform"], sampling_rate=0.3, batch_size=128,
     ...                   policy="unbiased")
     >>> metrics.samples_seen += 128
-    >>> metrics.samples_dropped["decode_error"] += 1
     >>> with metrics.phase("score"):
     ...     pass
     >>> metrics.snapshot()["samples_seen_total"]
@@ -87,9 +86,7 @@ class Metrics:
         self.score_mode = "forward"
         self.run_id = uuid.uuid4().hex[:12]
         self._phases = PhaseClock(PHASES, idle="other", clock=clock)
-        self._growth = Growth()
-        self._record: CountsLookups | None = None
-        self._source: CountsErrors | None = None
+        self._outside = Outside()
         self._zero_counters(loss_bounds)
         self._unset_gauges(float(sampling_rate))
 
@@ -98,9 +95,8 @@ class Metrics:
         self.samples_seen = 0
         self.samples_selected = 0
         self.samples_dropped = dict.fromkeys(names["samples_dropped"], 0)
-        self.samples_forced = dict.fromkeys(names["samples_forced"], 0)
         self.score_rows = dict.fromkeys(names["score_rows"], 0)
-        self.policy_updates = dict.fromkeys(names["policy_updates"], 0)
+        self.policy_updates = 0
         self.method_agreed = [0.0] * len(self.methods)
         self.record_lookups = dict.fromkeys(names["record_lookups"], 0)
         self.record_evictions = dict.fromkeys(names["record_evictions"], 0)
@@ -117,7 +113,6 @@ class Metrics:
         # None and NaN until first known: shown without a sample, never as a false 0
         self.selection_target_ratio: float = sampling_rate
         self.selection_effective_ratio: float | None = None
-        self.selection_variance_ratio: float | None = None
         self.method_weight_ratio = [1 / len(self.methods)] * len(self.methods)
         self.method_loss = [math.nan] * len(self.methods)
         self.record_entries: int | None = None
@@ -126,7 +121,7 @@ class Metrics:
         # set from the start, so that a run that hangs before its first step is noticed too
         self.last_step_timestamp_seconds = time.time()
         self.last_checkpoint_timestamp_seconds: float | None = None
-        self.telemetry_lag_steps = 0
+        self.telemetry_lag_parcels = 0
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Return a context that charges its time to a phase, exclusively; about 1 µs.
@@ -160,16 +155,16 @@ class Metrics:
         """Take over what one selection decided; it may be called some steps late.
 
         Counts the non-finite losses in `seen` as dropped, so the caller must not. The caller
-        counts `samples_seen`, `samples_selected` and the other reasons itself.
+        counts `samples_seen` and `samples_selected` itself.
 
         Args:
             seen: losses of the candidates, shape (b,), non-finite ones included.
             selected: losses of the selected rows, shape (k,).
             importance_weights: weights of the selected rows, shape (k,), at least 0.
             method_weights: shape (M,), sum 1.
-            method_losses: mean loss of each method's own pick, shape (M,). An entry that is
-                not finite leaves the last known value in place.
-            method_agreed: selected rows that are in each method's own pick, shape (M,).
+            method_losses: mean loss of what each method would choose or draw, shape (M,). An
+                entry that is not finite leaves the last known value in place.
+            method_agreed: selected rows, shared out among the methods, shape (M,), sum k.
 
         Raises:
             ValueError: if a method array has another shape than (M,).
@@ -232,37 +227,23 @@ class Metrics:
     def watch(
         self, *, record: CountsLookups | None = None, source: CountsErrors | None = None
     ) -> None:
-        """Read `record` and `source` at every snapshot and scrape from now on."""
-        self._record = record if record is not None else self._record
-        self._source = source if source is not None else self._source
+        """Read `record` and `source` at every snapshot and scrape from now on.
+
+        What they counted before belongs to somebody else and is left out.
+        """
+        self._outside.watch(self, record, source)
 
     def refresh(self) -> None:
         """Read what `watch` was given."""
-        if self._record is not None:
-            self.observe_record(self._record)
-        if self._source is not None:
-            self.observe_input(self._source)
+        self._outside.refresh(self)
 
     def observe_record(self, record: CountsLookups) -> None:
         """Read a record's counts and size; for snapshots and scrapes, not for steps."""
-        with self._growth.lock:
-            counts, grown = record.counts, self._growth.of
-            for name, key in (("hit", "hits"), ("miss", "misses"), ("stale", "stale")):
-                self.record_lookups[name] += grown(f"record.{key}", counts[key])
-            self.record_evictions["capacity"] += grown("record.evicted", counts["evicted"])
-            self.record_evictions["collision"] += grown("record.dropped", counts["dropped"])
-            self.record_rejected += grown("record.rejected", counts["rejected"])
-            self.record_entries = len(record)
-            self.record_capacity_entries = record.capacity
-            self.record_bytes = record.record_bytes
+        self._outside.read_record(self, record)
 
     def observe_input(self, source: CountsErrors) -> None:
         """Read what a source left out or repeated; for snapshots and scrapes, not for steps."""
-        with self._growth.lock:
-            counts, grown = source.counts, self._growth.of
-            kinds = {"sample": "skipped_samples", "shard": "skipped_shards", "retry": "retries"}
-            for kind, key in kinds.items():
-                self.input_errors[kind] += grown(f"input.{key}", counts.get(key, 0))
+        self._outside.read_source(self, source)
 
     def collector(self) -> RunCollector:
         """Return a collector of this run alone, for a registry of the caller's own."""
@@ -274,7 +255,8 @@ class Metrics:
 
     def state_dict(self) -> dict[str, Any]:
         """Describe all counters and histograms, so that they go on after a resume."""
-        return {**reading.saved(self), "read": dict(self._growth.last)}
+        with self._outside.lock:  # a scrape in between could count what `read` then repeats
+            return {**reading.saved(self), "read": self._outside.growth.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue counting from `state`.
@@ -285,8 +267,9 @@ class Metrics:
         Raises:
             ValueError: if `state` is not from `state_dict` of this version.
         """
-        reading.restore(self, state)
-        self._growth.last = dict(state.get("read", {}))
+        with self._outside.lock:  # a scrape in between would add to what is being overwritten
+            reading.restore(self, state)
+            self._outside.growth.start(state.get("read", {}))
 
 
 def _finite(new: npt.NDArray[Any], old: list[float]) -> list[float]:

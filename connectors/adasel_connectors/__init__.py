@@ -14,7 +14,7 @@ With shards in a folder, a loop that trains on what is selected from them is sho
     >>> pyarrow.parquet.write_table(columns, f"{folder.name}/a.parquet")
     >>> weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
 
-    >>> from adasel_connectors.parquet import ParquetSource
+    >>> from adasel_connectors import ParquetSource
     >>> from adasel_stream import LossRecord, SelectingLoader
     >>> def losses_of(batch):
     ...     return (batch["y"] - weight * batch["x"]) ** 2
@@ -29,3 +29,10 @@ With shards in a folder, a loop that trains on what is selected from them is sho
     (64, True)
     >>> folder.cleanup()
 """
+
+from adasel_connectors.chunks import rebatch
+from adasel_connectors.manifest import write_manifest
+from adasel_connectors.parquet import ParquetSource
+from adasel_connectors.tar import TarSource
+
+__all__ = ["ParquetSource", "TarSource", "rebatch", "write_manifest"]

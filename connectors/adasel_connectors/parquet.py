@@ -166,10 +166,11 @@ class ParquetSource(ShardSource):
         names = list(schema.names) if self._wanted is None else self._wanted
         unknown = sorted(set(names + list(self._fill_nulls)) - set(schema.names))
         if unknown or not names or len(set(names)) < len(names):
-            got = [shown(name) for name in unknown[:_SHOWN_NAMES]] or "none, or one twice"
-            known = [shown(name) for name in schema.names[:_SHOWN_NAMES]]
+            got = ", ".join(map(shown, unknown[:_SHOWN_NAMES])) or "none, or one twice"
+            known = ", ".join(map(shown, schema.names[:_SHOWN_NAMES]))
             raise ValueError(
-                f"columns and fill_nulls must be different names of {known}, got {got}"
+                f"columns and fill_nulls must name different columns of the shards, which have "
+                f"{known}; got {got}"
             )
         if self._id_key in names:
             raise ValueError(

@@ -1,0 +1,121 @@
+"""What is remembered of emitted batches, so that fresh losses find the chances of their rows."""
+
+import weakref
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from adasel_stream import trees
+from adasel_stream.errors import AdaselError
+from adasel_stream.types import Batch
+
+__all__ = ["Emission", "Emissions", "Emitted"]
+
+_KEPT = 8
+
+
+class Emitted(NamedTuple):
+    """What is remembered of each row of an emitted batch, beside the user's leaves.
+
+    Attributes:
+        weights: importance weights, shape (batch_size,); 0 marks a slot that no row fills.
+        probabilities: p, shape (batch_size,).
+        inclusions: π, shape (batch_size,).
+        importances: α of each method, shape (batch_size, M).
+        ids: int64, shape (batch_size,), or None without a record.
+    """
+
+    weights: Tensor
+    probabilities: Tensor
+    inclusions: Tensor
+    importances: Tensor
+    ids: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Emission:
+    """One emitted batch.
+
+    Attributes:
+        rows: what is remembered of its rows.
+        leaves: its leaves, as far as they can be watched.
+        taught: whether its losses were learnt from.
+    """
+
+    rows: Emitted
+    leaves: list[weakref.ref[Any]]
+    taught: bool = False
+
+
+class Emissions:
+    """The last few emitted batches of a pass.
+
+    Trainers that read a batch ahead give losses of the one before the last. Which batch losses
+    belong to is told by its leaves, which are watched, not held.
+    """
+
+    def __init__(self) -> None:
+        self._kept: deque[Emission] = deque(maxlen=_KEPT)
+        self._ahead = 0
+
+    @property
+    def last(self) -> Emission:
+        """The batch emitted last.
+
+        Raises:
+            AdaselError: no batch was emitted yet.
+        """
+        if not self._kept:
+            raise AdaselError("no batch was emitted yet; iterate over the loader first")
+        return self._kept[-1]
+
+    def start(self) -> None:
+        """Begin a pass: what was emitted before and passed over will not come back."""
+        self._ahead = 0
+
+    def clear(self) -> None:
+        """Forget all batches."""
+        self._kept.clear()
+
+    def add(self, batch: Batch, emitted: Emitted) -> None:
+        """Remember a batch that is given to the trainer."""
+        leaves = trees.flatten(batch).values()
+        watched = [weakref.ref(leaf) for leaf in leaves if not isinstance(leaf, list)]
+        self._kept.append(Emission(emitted, watched))
+        self._ahead += 1
+
+    def of(self, batch: Batch | None) -> Emission:
+        """Find the batch that losses belong to.
+
+        Args:
+            batch: the batch, or None for the one emitted last.
+
+        Raises:
+            AdaselError: no batch was emitted yet, or it cannot be told which one is meant.
+        """
+        if batch is not None:
+            return self._found(batch)
+        if self._ahead > 1:
+            raise AdaselError(
+                f"{self._ahead} batches were emitted since the last call of mean, and the losses "
+                "may belong to any of them: something reads ahead, or batches were passed over. "
+                "Pass the batch as well: mean(losses, batch)"
+            )
+        return self.last
+
+    def teach(self, emission: Emission) -> bool:
+        """Note that a batch's losses came; True if they are the first of this batch."""
+        first, emission.taught, self._ahead = not emission.taught, True, 0
+        return first
+
+    def _found(self, batch: Batch) -> Emission:
+        given = {id(leaf) for leaf in trees.flatten(batch).values()}
+        for one in reversed(self._kept):
+            if any(id(leaf()) in given for leaf in one.leaves):
+                return one
+        raise AdaselError(
+            f"the batch is none of the last {len(self._kept)} that were emitted, or it was copied "
+            "on its way; construct the loader with device=, so that batches need not be moved"
+        )
