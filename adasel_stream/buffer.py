@@ -93,16 +93,17 @@ class Buffer:
             void: slots to fill with zeros instead, shape (n,), bool, or None for none.
         """
         chosen = chosen or {}
-        on_host: Tensor | None = None
         taken, count = 0, indices.shape[0]
         while taken < count:
             part = slice(taken, min(taken + self.batch_size - self._filled, count))
             filling = self._slots({**leaves, **chosen})
+            rows, on_host = indices[part], None
             for path, leaf in leaves.items():
-                rows = indices
-                if not (isinstance(leaf, Tensor) and leaf.device == indices.device):
-                    rows = on_host = indices.cpu() if on_host is None else on_host
-                take_rows(leaf, rows[part], filling[path], self._filled)
+                if isinstance(leaf, Tensor) and leaf.device == rows.device:
+                    take_rows(leaf, rows, filling[path], self._filled)
+                else:
+                    on_host = rows.cpu() if on_host is None else on_host
+                    take_rows(leaf, on_host, filling[path], self._filled)
             for path, leaf in chosen.items():
                 put_rows(leaf[part], filling[path], self._filled)
             if void is not None:

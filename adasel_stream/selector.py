@@ -21,6 +21,8 @@ from adasel_stream.types import Batch, Feedback, Ids, Selection
 
 __all__ = ["Selector"]
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 SHOWN = ("method_weight_ratio", "method_loss", "selection_effective_ratio")
 """What metrics show of the last selection: after a resume it is still the last one."""
 
@@ -196,19 +198,22 @@ class Selector:
             if ids is not None and fresh.any():
                 self._known.observe(ids[fresh], seen[fresh])
             every = seen if told is None else seen[told]
-            if rest:
-                indices = rest[0] if told is None else rest[0][told[rest[0]]]
-                metrics.observe_selection(every, seen[indices], *rest[1:])
-            else:
+            if not rest:
                 metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(every)
+                return
+            rows, weights, importances, method_weights, method_losses = rest
+            known_rows = rows if told is None else rows[told[rows]]
+            wanted = importances * method_weights
+            agreed = (wanted / np.maximum(wanted.sum(1, keepdims=True), _TINY)).sum(0)
+            metrics.observe_selection(
+                every, seen[known_rows], weights, method_weights, method_losses, agreed
+            )
 
         if chosen is None:
             self._late.send((losses,), arrive)
             return
         metrics.samples_selected += chosen.indices.shape[0]
-        wanted = chosen.importances * chosen.method_weights
-        agreed = (wanted / wanted.sum(1, keepdim=True)).sum(0)
-        methods = (chosen.method_weights, chosen.method_losses, agreed)
+        methods = (chosen.importances, chosen.method_weights, chosen.method_losses)
         self._late.send((losses, chosen.indices, chosen.weights, *methods), arrive)
 
     def _remember(self, weights: Tensor, losses: Tensor, ids: Tensor) -> None:

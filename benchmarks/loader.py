@@ -106,7 +106,7 @@ def compare(name: str, source: Callable[[], Iterable[Any]], rows: int, target: f
 def main() -> None:
     """Print a row per source."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--rows", type=int, default=131_072)
     rows = parser.parse_args().rows
     torch.set_num_threads(1)
     print(f"rate {RATE}, rows/s of CPU time, one thread, medians of {REPEATS}")
@@ -116,14 +116,14 @@ def main() -> None:
             folder = Path(scratch) / kind
             folder.mkdir()
             write_parquet(folder, rows, width, kind)
-            for size in (256, 1024, 4096):
+            for size in (256, 1024, 4096, 16384):
                 compare(
                     f"Parquet columns, {kind}, batch {size}",
                     lambda folder=folder, size=size: ParquetSource(folder, batch_size=size),  # type: ignore[misc]
                     rows,
                     0.6,
                 )
-        shard, tar_rows = Path(scratch) / "shard.tar", rows // 8
+        shard, tar_rows = Path(scratch) / "shard.tar", rows // 16
         write_tar(shard, tar_rows)
 
         def pipeline() -> Iterable[Any]:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 from typing import Protocol
 
-__all__ = ["CountsErrors", "CountsLookups", "Growth", "Outside"]
+__all__ = ["Counted", "CountsErrors", "CountsLookups", "Growth", "Outside"]
 
 
 class CountsLookups(Protocol):

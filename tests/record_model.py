@@ -1,0 +1,158 @@
+"""The loss record's tests share these: a model in plain Python, a clock, ids and comparisons."""
+
+from typing import Any, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from adasel_stream.record import LossRecord
+
+WORD = 2**64
+"""How many keys there are."""
+
+LIMITS = np.iinfo(np.int64)
+"""The smallest and the largest id."""
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest loss that a record takes."""
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def __call__(self) -> float:
+        """Return the set time."""
+        return self.now_s
+
+
+class Row(TypedDict):
+    """What the model keeps of one id."""
+
+    key: int
+    ema: float
+    last: float
+    tick: int
+    count: int
+    version: int
+
+
+def key_of(id_: int, seed: int) -> int:
+    """Mix an id as the record documents it, in plain integers."""
+    return _finalise((id_ % WORD) ^ _finalise((seed + 0x9E3779B97F4A7C15) % WORD))
+
+
+def _finalise(bits: int) -> int:
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        bits = (bits ^ (bits >> 33)) * factor % WORD
+    return bits ^ (bits >> 33)
+
+
+def bucket_of(key: int, buckets: int) -> int:
+    """Return the bucket from the 32 bits after the top 10."""
+    return (key >> 22) % 2**32 * buckets >> 32
+
+
+class Model:
+    """A record as a dict of buckets, one row after the other."""
+
+    def __init__(self, buckets: int, decay: float, seed: int) -> None:
+        self.buckets: dict[int, list[Row | None]] = {b: [None] * 8 for b in range(buckets)}
+        self.decay, self.seed, self.tick = decay, seed, 1
+        self.evicted = self.dropped = self.rejected = 0
+
+    def way(self, key: int) -> tuple[list[Row | None], int | None]:
+        """Return a key's bucket and where in it the key is."""
+        bucket = self.buckets[bucket_of(key, len(self.buckets))]
+        ways = [way for way, row in enumerate(bucket) if row is not None and row["key"] == key]
+        return bucket, ways[0] if ways else None
+
+    def update(self, ids: list[int], losses: list[float], version: int) -> None:
+        """Record a batch."""
+        groups: dict[int, list[float]] = {}
+        for id_, loss in zip(ids, losses, strict=True):
+            if abs(loss) <= LARGEST:
+                groups.setdefault(key_of(id_, self.seed), []).append(float(np.float32(loss)))
+            else:
+                self.rejected += 1
+        new: dict[int, list[int]] = {}
+        for key in sorted(groups, key=lambda key: (key << 10) % WORD | key >> 54):
+            bucket, way = self.way(key)
+            if way is None:
+                new.setdefault(bucket_of(key, len(self.buckets)), []).append(key)
+            else:
+                old = bucket[way]
+                assert old is not None
+                bucket[way] = self._row(key, groups[key], version, old)
+        for number, keys in new.items():
+            bucket = self.buckets[number]
+            turn = keys[0] % 8
+            ages = [(row["tick"] if row else 0, way ^ turn) for way, row in enumerate(bucket)]
+            for key, (tick, turned) in zip(keys, sorted(ages), strict=False):
+                bucket[turned ^ turn] = self._row(key, groups[key], version, None)
+                self.evicted += tick > 0
+            self.dropped += max(0, len(keys) - 8)
+
+    def _row(self, key: int, losses: list[float], version: int, old: Row | None) -> Row:
+        mean = sum(sorted(losses)) / len(losses)
+        ema = mean if old is None else mean + self.decay ** len(losses) * (old["ema"] - mean)
+        return Row(
+            key=key,
+            ema=float(np.float32(ema)),
+            last=float(np.float32(mean)),
+            tick=self.tick,
+            count=min(65535, len(losses) + (old["count"] if old else 0)),
+            version=version % 65536,
+        )
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the slots in use and their rows, as `state_dict` lists them."""
+        rows = [row for number in sorted(self.buckets) for row in self.buckets[number]]
+        columns: dict[str, list[Any]] = {"used": [row is not None for row in rows]}
+        held = [row for row in rows if row is not None]
+        columns["keys"] = [row["key"] for row in held]
+        for name in ("ema", "last", "tick", "count", "version"):
+            columns[name] = [row[name] for row in held]
+        return columns
+
+
+def ints(*ids: int) -> npt.NDArray[np.int64]:
+    """Return an array of ids."""
+    return np.array(ids, np.int64)
+
+
+def floats(*losses: float) -> npt.NDArray[np.float32]:
+    """Return an array of losses."""
+    return np.array(losses, np.float32)
+
+
+def same_bucket(count: int, buckets: int, seed: int = 0) -> list[int]:
+    """Return ids that share bucket 0."""
+    ids = (id_ for id_ in range(10**6) if bucket_of(key_of(id_, seed), buckets) == 0)
+    return [next(ids) for _ in range(count)]
+
+
+def assert_same_state(one: LossRecord, other: LossRecord) -> None:
+    """Compare two records slot for slot."""
+    assert len(one) == len(other)
+    mine, theirs = one.state_dict(), other.state_dict()
+    mine_table, theirs_table = mine.pop("table"), theirs.pop("table")
+    assert mine == theirs
+    assert mine_table.keys() == theirs_table.keys()
+    for name in mine_table:
+        np.testing.assert_array_equal(mine_table[name], theirs_table[name], err_msg=name)
+
+
+def assert_is_model(record: LossRecord, model: Model) -> None:
+    """Compare a record with the model slot for slot."""
+    expected, table = model.columns(), record.state_dict()["table"]
+    assert np.unpackbits(table["used"]).astype(bool).tolist() == expected["used"]
+    for name in ("keys", "last", "tick", "count", "version"):
+        assert table[name].tolist() == expected[name], name
+    np.testing.assert_allclose(table["ema"], expected["ema"], rtol=1e-6)
+    assert len(record) == len(expected["keys"])
+    counts = record.counts
+    assert (counts["evicted"], counts["dropped"]) == (model.evicted, model.dropped)
+    assert counts["rejected"] == model.rejected
