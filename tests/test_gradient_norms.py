@@ -121,3 +121,11 @@ def test_a_model_without_linear_layer_is_refused_where_one_is_needed() -> None:
     model = nn.BatchNorm1d(4)
     with pytest.raises(ScoreError, match=r"no nn\.Linear of BatchNorm1d took part in scoring"):
         ModelScorer(lambda x: model(x).sum(1), model, last_layer=True)(labelled()[0])
+
+
+def test_a_score_of_ones_own_may_carry_a_graph() -> None:
+    """Residuals and features that still have their gradients are taken without them."""
+    features = torch.ones(3, 2, requires_grad=True)
+    scored = checked(Scored(torch.ones(3), torch.ones(3, 1), features * 2), 3)
+    assert scored.features is not None
+    assert not scored.features.requires_grad

@@ -136,6 +136,65 @@ def test_an_exhausted_source_ends_the_pass() -> None:
         list(loader)
 
 
+class Shards:
+    """Four batches of four; the third can neither be read nor gone to until it is back."""
+
+    def __init__(self) -> None:
+        self.taken, self.missing = 0, True
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Go on where it stands."""
+        for batch in batches([4] * 4)[self.taken :]:
+            if self.taken == 2 and self.missing:
+                raise FileNotFoundError("shard 2")
+            self.taken += 1
+            yield batch
+        self.taken = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say where it stands."""
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go there, if the shard is there."""
+        if self.missing:
+            raise FileNotFoundError("shard 2")
+        self.taken = state["taken"]
+
+
+def test_a_source_that_cannot_go_back_yet_goes_on_later() -> None:
+    """The place is kept until the next pass; what was trained on does not come again."""
+    source = Shards()
+    loader = SelectingLoader(source, score=loss, sampling_rate=0.5, batch_size=2)
+    got: list[Rows] = []
+    with pytest.raises(SourceError, match="Shards raised FileNotFoundError after 2 candidate"):
+        got.extend(loader)
+    source.missing = False
+    got.extend(loader)
+    seen = [i for batch in got for i in batch["id"].tolist()]
+    assert (len(seen), len(set(seen))) == (8, 8)
+
+
+def test_a_batch_that_a_method_fails_on_leaves_the_rate_exact() -> None:
+    """Nothing was chosen from it, so nothing of it was due; the error names the method."""
+    calls: list[int] = []
+
+    def sometimes(batch: LossBatch) -> Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyError("no")
+        return batch.losses
+
+    loader = SelectingLoader(
+        batches([8] * 5), score=loss, sampling_rate=0.5, methods=[sometimes], batch_size=4
+    )
+    with pytest.raises(KeyError) as raised:
+        list(loader)
+    assert "It came from method 'sometimes'" in raised.value.__notes__[0]
+    list(loader)
+    assert loader.metrics.samples_selected == 4 + 4 * 5
+
+
 def test_what_was_selected_before_a_source_failed_comes_afterwards() -> None:
     """The error names the place; no row that was chosen is lost."""
     good = batches([6, 6, 6, 6])
