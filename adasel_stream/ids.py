@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adasel_stream import trees
 from adasel_stream.errors import BatchError
-from adasel_stream.record import instance_ids
+from adasel_stream.keys import instance_ids
 from adasel_stream.types import Batch, Ids
 
 __all__ = ["as_ids", "find_ids"]

@@ -6,7 +6,7 @@ import torch
 
 from adasel_stream.errors import BatchError
 from adasel_stream.ids import as_ids, find_ids
-from adasel_stream.record import instance_ids
+from adasel_stream.keys import instance_ids
 from tests.nestings import Encoding, Pair, Sample
 
 NAMES = ["a", "b", "c"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adasel_stream.keys import ids_of_keys
 from adasel_stream.record import LossRecord
-from adasel_stream.record.keys import ids_of_keys
 from tests.record_model import (
     LIMITS,
     Clock,

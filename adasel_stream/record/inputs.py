@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
-from adasel_stream.record.keys import instance_ids, keys_of_ids
+from adasel_stream.keys import instance_ids, keys_of_ids
 
 __all__ = ["finite_rows", "keys_of", "number", "whole"]
 

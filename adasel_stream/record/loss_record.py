@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
+from adasel_stream.keys import ids_of_keys
 from adasel_stream.record.inputs import finite_rows, keys_of, number, whole
-from adasel_stream.record.keys import ids_of_keys
 from adasel_stream.record.known import Items, Known
 from adasel_stream.record.merge import merge
 from adasel_stream.record.state import dump_table, load_table, read_field

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adasel_stream.keys import ids_of_keys, instance_ids, keys_of_ids, keys_of_strings
 from adasel_stream.record import LossRecord
-from adasel_stream.record.keys import ids_of_keys, instance_ids, keys_of_ids, keys_of_strings
 from tests.record_model import LIMITS, WORD, floats, ints, key_of, same_bucket
 
 
