@@ -1,6 +1,7 @@
 """The loss record: what the last passes said of each instance, in constant memory."""
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from operator import index
@@ -11,10 +12,12 @@ import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
 from adasel_stream.keys import ids_of_keys
+from adasel_stream.record.entries import Entries, check_entries
 from adasel_stream.record.inputs import finite_rows, keys_of, number, whole
 from adasel_stream.record.known import Items, Known
 from adasel_stream.record.merge import merge
-from adasel_stream.record.state import dump_table, load_table, read_field
+from adasel_stream.record.placing import place
+from adasel_stream.record.state import dump_table, load_table, read_cursors, read_field
 from adasel_stream.record.table import MIN_BUCKETS, WAYS, Stamp, Table
 from adasel_stream.record.ticks import Ticks
 from adasel_stream.types import Ids
@@ -35,7 +38,8 @@ class LossRecord:
     unknown, never a loss of 0. To keep nearly every id for as long as it may come back, take
     half as many slots again as there are distinct ids in that time.
 
-    Not to be used by two threads at once.
+    Threads may share a record: each call holds `lock` while it runs, and whoever needs several
+    calls to be one holds it around them.
 
     Args:
         capacity: slots, in [1, 2**34]; rounded up to a multiple of 8, at least 16. All memory is
@@ -47,6 +51,11 @@ class LossRecord:
         clock: returns seconds. A step backwards counts as no time passed. Which id makes room
             follows the clock, so a run that must be repeated bit for bit with a full record
             needs one that follows the data, such as the event time or a count of steps.
+
+    Attributes:
+        lock: may be taken again by the thread that holds it.
+        cursors: how far the segments of each serving writer were applied, as their sequence and
+            rows; whoever applies one moves the cursor under the same `lock`.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -92,6 +101,8 @@ class LossRecord:
         self._clock = clock
         self._ticks = Ticks(clock)
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+        self.cursors: dict[str, tuple[int, int]] = {}
+        self.lock = threading.RLock()
 
     def __len__(self) -> int:
         """Return the number of ids in the record, stale ones included."""
@@ -106,6 +117,17 @@ class LossRecord:
     def record_bytes(self) -> int:
         """Memory of all slots in bytes: 24 a slot, whatever they hold."""
         return int(self._table.keys.nbytes + self._table.values.nbytes)
+
+    @property
+    def seed(self) -> int:
+        """What decides which ids share a bucket; keys are exchanged only under one seed."""
+        return self._seed
+
+    @property
+    def tick(self) -> int:
+        """Whole seconds of the record's time, from 1, by a new reading of the clock."""
+        with self.lock:
+            return self._ticks.now()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -138,15 +160,16 @@ class LossRecord:
         >>> len(record), record.counts["rejected"]
         (1, 1)
         """
-        stamp = Stamp(self._ticks.now(), index(version) % _VERSIONS)
         keys = keys_of(ids, self._seed)
         keys, values, rejected = finite_rows(keys, losses)
-        self._counts["rejected"] += rejected
-        if len(keys) == 0:
-            return
-        outcome = self._table.upsert(merge(keys, values), stamp, self._decay)
-        self._counts["evicted"] += outcome.evicted
-        self._counts["dropped"] += outcome.dropped
+        with self.lock:
+            stamp = Stamp(self._ticks.now(), index(version) % _VERSIONS)
+            self._counts["rejected"] += rejected
+            if len(keys) == 0:
+                return
+            outcome = self._table.upsert(merge(keys, values), stamp, self._decay)
+            self._counts["evicted"] += outcome.evicted
+            self._counts["dropped"] += outcome.dropped
 
     def lookup(self, ids: Ids) -> Known:
         """Return what is known of instances; a loss older than `max_age_s` is not.
@@ -165,14 +188,15 @@ class LossRecord:
         ([False, False], 2)
         """
         keys = keys_of(ids, self._seed)
-        slots, found = self._table.find(keys)
-        values = self._table.read(slots)
-        age_s = np.uint32(self._ticks.now()) - values["tick"]
-        known = found & (age_s <= self._max_age_s)
-        hits, held = int(np.count_nonzero(known)), int(np.count_nonzero(found))
-        self._counts["hits"] += hits
-        self._counts["stale"] += held - hits
-        self._counts["misses"] += len(keys) - held
+        with self.lock:
+            slots, found = self._table.find(keys)
+            values = self._table.read(slots)
+            age_s = np.uint32(self._ticks.now()) - values["tick"]
+            known = found & (age_s <= self._max_age_s)
+            hits, held = int(np.count_nonzero(known)), int(np.count_nonzero(found))
+            self._counts["hits"] += hits
+            self._counts["stale"] += held - hits
+            self._counts["misses"] += len(keys) - held
         nothing = np.float32(0)
         return Known(
             losses=np.where(known, values["last"], nothing),
@@ -202,16 +226,86 @@ class LossRecord:
         >>> items.losses.tolist(), items.counts.tolist(), items.versions.tolist()
         ([1.5], [2], [9])
         """
-        used = self._table.values["tick"].nonzero()[0]
-        values = self._table.read(used)
+        keys, values = self.entries(0, self.capacity)
         return Items(
-            ids=ids_of_keys(self._table.keys[used], self._seed),
+            ids=ids_of_keys(keys, self._seed),
             losses=values["last"].copy(),
             ema=values["ema"].copy(),
             age_s=(np.uint32(self._ticks.last) - values["tick"]).astype(np.float32),
             counts=values["count"].copy(),
             versions=values["version"].copy(),
         )
+
+    def entries(self, start: int, stop: int, *, since_tick: int = 1) -> Entries:
+        """Copy the rows of slots in [start, stop) that changed at `since_tick` or later.
+
+        A record that is copied slice by slice while it changes gives each slice as it was at
+        that moment; a row that changes after its slice was copied then has a younger tick.
+
+        >>> import numpy as np
+        >>> record = LossRecord(capacity=100)
+        >>> record.update(np.array([3]), np.array([1.5]))
+        >>> record.entries(0, record.capacity).values["last"].tolist()
+        [1.5]
+        """
+        with self.lock:
+            return self._table.entries(start, stop, since_tick)
+
+    def place(self, entries: Entries) -> int:
+        """Put rows of other records in, under the same seed; in each bucket the newest stay.
+
+        A row replaces that of its key if it is not older. The order in which batches come does
+        not matter, unless two rows have the same key and tick: then the later stays. The counts
+        do not change.
+
+        Args:
+            entries: rows, left unchanged; none younger than this record, see `load_position`.
+
+        Returns:
+            Number of rows that this record holds now.
+
+        Raises:
+            RecordError: if rows are damaged; the record is then unchanged.
+
+        >>> import numpy as np
+        >>> record, larger = LossRecord(capacity=100), LossRecord(capacity=200)
+        >>> record.update(np.array([3]), np.array([1.5]))
+        >>> larger.place(record.entries(0, record.capacity))
+        1
+        """
+        with self.lock:
+            check_entries(entries, self._ticks.last)
+            return place(self._table, entries).kept
+
+    def position(self) -> dict[str, Any]:
+        """Describe what a record knows apart from its rows: counts, time and cursors.
+
+        >>> sorted(LossRecord(capacity=100).position())
+        ['counts', 'cursors', 'ticks']
+        """
+        with self.lock:
+            return {
+                "counts": dict(self._counts),
+                "ticks": self._ticks.state_dict(),
+                "cursors": dict(self.cursors),
+            }
+
+    def load_position(self, state: dict[str, Any]) -> None:
+        """Continue from what `position` described; the time since then has passed.
+
+        Raises:
+            RecordError: if the state is damaged; this record is then unchanged.
+
+        >>> record, resumed = LossRecord(capacity=100), LossRecord(capacity=100)
+        >>> resumed.load_position(record.position())
+        """
+        counts = read_field(state, "counts", dict)
+        counts = {name: read_field(counts, name, int) for name in _COUNTS}
+        cursors = read_cursors(state)
+        ticks = Ticks(self._clock)
+        ticks.load_state_dict(read_field(state, "ticks", dict))
+        with self.lock:
+            self._ticks, self._counts, self.cursors = ticks, counts, cursors
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the record exactly: arrays of the slots in use, numbers and strings.
@@ -221,13 +315,9 @@ class LossRecord:
         >>> state["capacity"], state["seed"]
         (104, 3)
         """
-        return {
-            "capacity": self.capacity,
-            "seed": self._seed,
-            "counts": dict(self._counts),
-            "ticks": self._ticks.state_dict(),
-            "table": dump_table(self._table),
-        }
+        with self.lock:
+            settings = {"capacity": self.capacity, "seed": self._seed}
+            return settings | self.position() | {"table": dump_table(self._table)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the record that `state_dict` described, slot for slot.
@@ -251,9 +341,11 @@ class LossRecord:
                     f"the state is of a record with {name} {theirs}, this one has {mine}: "
                     f"construct it with {name}={theirs}"
                 )
-        counts = read_field(state, "counts", dict)
-        counts = {name: read_field(counts, name, int) for name in _COUNTS}
-        ticks = Ticks(self._clock)
-        ticks.load_state_dict(read_field(state, "ticks", dict))
-        load_table(self._table, read_field(state, "table", dict), ticks.last)
-        self._ticks, self._counts = ticks, counts
+        with self.lock:
+            before = self.position()
+            self.load_position(state)
+            try:
+                load_table(self._table, read_field(state, "table", dict), self._ticks.last)
+            except RecordError:
+                self.load_position(before)
+                raise

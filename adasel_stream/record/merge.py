@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Merged", "merge", "run_begins"]
+__all__ = ["Merged", "bucket_first", "bucket_order", "merge", "run_begins"]
 
 _SHARD_BITS: Final = 10
 
@@ -44,7 +44,7 @@ def merge(keys: npt.NDArray[np.uint64], losses: npt.NDArray[np.float32]) -> Merg
     >>> merge(np.array([9, 4, 9], np.uint64), np.array([1, 5, 2], np.float32)).losses.tolist()
     [5.0, 1.5]
     """
-    order, repeats = _bucket_order(keys)
+    order, repeats = bucket_order(keys)
     keys, losses = keys.take(order), losses.take(order)
     if not repeats:
         return Merged(keys, losses.astype(np.float64), np.ones(len(keys), np.int64))
@@ -62,6 +62,42 @@ def run_begins(ordered: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     begins = np.ones(len(ordered), np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=begins[1:])
     return begins
+
+
+def bucket_first(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Turn keys so that their order is that of the buckets, whatever the size of the table.
+
+    >>> bucket_first(np.array([1], np.uint64)).tolist() == [1 << 10]
+    True
+    """
+    turned = keys << np.uint64(_SHARD_BITS)
+    turned |= keys >> np.uint64(64 - _SHARD_BITS)
+    return turned
+
+
+def bucket_order(keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], bool]:
+    """Return an order of rows by bucket, equal keys as they came, and whether any are equal.
+
+    >>> order, repeats = bucket_order(np.array([9, 4, 9], np.uint64))
+    >>> order.tolist(), repeats
+    ([1, 0, 2], True)
+    """
+    turned = bucket_first(keys)
+    # the row number takes the lowest bits: sorting words is three times as fast as an argsort
+    row_mask = np.uint64((1 << (len(keys) - 1).bit_length()) - 1)
+    packed = turned & ~row_mask
+    packed |= np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    order = (packed & row_mask).view(np.int64)
+    packed |= row_mask
+    alike = np.count_nonzero(packed[1:] == packed[:-1])
+    if alike == 0:
+        return order, False
+    ordered = keys.take(order)
+    if alike == np.count_nonzero(ordered[1:] == ordered[:-1]):
+        return order, True
+    # different keys, alike but for the bits that the row number took: some 1e-5 of large batches
+    return np.argsort(turned, kind="stable"), True
 
 
 def _runs(begins: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -84,24 +120,3 @@ def _run_means(
     ordered = packed.astype(np.uint32).view(np.float32)
     starts, lengths = _runs(begins)
     return np.add.reduceat(ordered, starts, dtype=np.float64) / lengths
-
-
-def _bucket_order(keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int64], bool]:
-    """Return an order of rows by bucket with equal keys together, and whether any are equal."""
-    bucket_first = keys << np.uint64(_SHARD_BITS)
-    bucket_first |= keys >> np.uint64(64 - _SHARD_BITS)
-    # the row number takes the lowest bits: sorting words is three times as fast as an argsort
-    row_mask = np.uint64((1 << (len(keys) - 1).bit_length()) - 1)
-    packed = bucket_first & ~row_mask
-    packed |= np.arange(len(keys), dtype=np.uint64)
-    packed.sort()
-    order = (packed & row_mask).view(np.int64)
-    packed |= row_mask
-    alike = np.count_nonzero(packed[1:] == packed[:-1])
-    if alike == 0:
-        return order, False
-    ordered = keys.take(order)
-    if alike == np.count_nonzero(ordered[1:] == ordered[:-1]):
-        return order, True
-    # different keys, alike but for the bits that the row number took: some 1e-5 of large batches
-    return np.argsort(bucket_first, kind="stable"), True

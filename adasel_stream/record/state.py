@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
-from adasel_stream.record.table import VALUE, Table
+from adasel_stream.record.entries import VALUE
+from adasel_stream.record.table import Table
 
-__all__ = ["dump_table", "load_table", "read_field"]
+__all__ = ["dump_table", "load_table", "read_cursors", "read_field"]
 
 _T = TypeVar("_T")
 _LAYOUT: Final = 1
@@ -75,6 +76,25 @@ def read_field(state: dict[str, Any], name: str, kind: type[_T]) -> _T:
             "pass what state_dict returned"
         )
     return value
+
+
+def read_cursors(state: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return a state's cursors: for each writer a sequence and a number of rows, at least 0.
+
+    Raises:
+        RecordError: if they are missing or something else.
+
+    >>> read_cursors({"cursors": {"server-1": [3, 128]}})
+    {'server-1': (3, 128)}
+    """
+    cursors: dict[str, tuple[int, int]] = {}
+    for writer, cursor in read_field(state, "cursors", dict).items():
+        match writer, cursor:
+            case str(), [int(sequence), int(rows)] if sequence >= 0 and rows >= 0:
+                cursors[writer] = (sequence, rows)
+            case _:
+                raise RecordError("the state is damaged: a cursor is no pair of whole numbers")
+    return cursors
 
 
 def _read_column(

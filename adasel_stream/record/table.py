@@ -9,16 +9,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.merge import Merged, run_begins
 
-__all__ = ["MIN_BUCKETS", "VALUE", "WAYS", "Outcome", "Stamp", "Table"]
+__all__ = ["MIN_BUCKETS", "WAYS", "Outcome", "Stamp", "Table"]
 
 WAYS: Final = 8
 # free slots of a table of one bucket could not be marked, see Table.clear
 MIN_BUCKETS: Final = 2
-VALUE: Final = np.dtype(
-    [("ema", "f4"), ("last", "f4"), ("tick", "u4"), ("count", "u2"), ("version", "u2")]
-)
 _TICK_WORD: Final = 2  # of the four words of a value
 _LINE_BYTES: Final = 64
 _MAX_COUNT: Final = 2**16 - 1
@@ -113,6 +111,34 @@ class Table:
         """Return copies of the values in `slots`, shape (b,), dtype VALUE."""
         return self._values.take(slots, mode="clip").view(VALUE)
 
+    def slots_of(self, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the slots of each bucket, shape (m, 8), int64."""
+        return buckets[:, None] * WAYS + np.arange(WAYS)
+
+    def ticks_of(self, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """Return the ticks of each bucket's slots, shape (m, 8), uint32, 0 where free."""
+        lines = self._value_lines.take(buckets, axis=0, mode="clip").view(np.uint32)
+        return lines[:, _TICK_WORD::4]
+
+    def entries(self, start: int, stop: int, since_tick: int) -> Entries:
+        """Copy the rows of slots in [start, stop) whose tick is at least `since_tick` and 1."""
+        ticks = self.values["tick"][start:stop]
+        slots = (ticks >= max(since_tick, 1)).nonzero()[0]
+        slots += start
+        return Entries(self.keys.take(slots), self.read(slots))
+
+    def write(self, slots: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
+        """Overwrite the values of distinct slots that are in use."""
+        self._values[slots] = values.view(np.complex128)
+
+    def fill(self, slots: npt.NDArray[np.int64], rows: Entries) -> int:
+        """Overwrite distinct slots, free ones or not; return how many were in use."""
+        used = int(np.count_nonzero(self.read(slots)["tick"]))
+        self.keys[slots] = rows.keys
+        self.write(slots, rows.values)
+        self.size += len(slots) - used
+        return used
+
     def upsert(self, rows: Merged, stamp: Stamp, decay: float) -> Outcome:
         """Update the keys that the table holds, then insert the others.
 
@@ -169,10 +195,9 @@ class Table:
         each time would leave the other seven to grow old, so the lowest bits of `leaders`, one
         key for each bucket, turn the order of equal ticks.
         """
-        lines = self._value_lines.take(buckets, axis=0, mode="clip").view(np.uint32)
         turn = leaders & np.uint64(WAYS - 1)
         # one long row a way: one short row a bucket would take three times as long
-        ages = np.ascontiguousarray(lines[:, _TICK_WORD::4]).T.astype(np.uint64, order="C")
+        ages = np.ascontiguousarray(self.ticks_of(buckets)).T.astype(np.uint64, order="C")
         ages <<= np.uint64(3)
         ages |= np.arange(WAYS, dtype=np.uint64)[:, None]
         ages ^= turn
@@ -195,7 +220,7 @@ class Table:
         values["ema"], values["last"] = ema, losses
         values["tick"], values["version"] = stamp
         values["count"] = np.minimum(counts, _MAX_COUNT)
-        self._values[slots] = values.view(np.complex128)
+        self.write(slots, values)
 
 
 def _allocate(length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
