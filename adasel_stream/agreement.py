@@ -7,7 +7,7 @@ from adasel_stream.metrics import Metrics
 
 __all__ = ["FORMAT", "check_metrics", "check_state"]
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Version of the loader's `state_dict`."""
 
 
@@ -22,7 +22,7 @@ def check_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             f"the loader state has format {state.get('format')}, this version reads {FORMAT}; pass "
             "what `state_dict` gave, without what was saved beside it"
         )
-    missing = {"settings", "candidates", "selector", "metrics"} - state.keys()
+    missing = {"settings", "candidates", "selector", "over", "metrics"} - state.keys()
     if missing:
         raise ValueError(f"the loader state lacks {', '.join(sorted(missing))}; it is damaged")
     theirs = dict(state["settings"])

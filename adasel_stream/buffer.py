@@ -15,7 +15,9 @@ from torch import Tensor
 from adasel_stream.errors import BatchError
 from adasel_stream.rows import Leaf, Leaves, clear_rows, copy_rows, put_rows, slots_for, take_rows
 
-__all__ = ["Buffer", "kept_at"]
+__all__ = ["Buffer", "check_batch_size", "kept_at"]
+
+_HOST = torch.device("cpu")
 
 _Kind: TypeAlias = tuple[str, Any, tuple[int, ...]]
 """What a leaf is, its dtype, and the shape of one row."""
@@ -52,6 +54,11 @@ class Buffer:
         """Count the rows that wait."""
         return len(self._full) * self.batch_size + self._filled
 
+    @property
+    def full(self) -> bool:
+        """Whether a whole batch waits."""
+        return bool(self._full)
+
     def check(self, leaves: Leaves) -> None:
         """Make sure that rows of these leaves can follow the rows that came before.
 
@@ -84,7 +91,8 @@ class Buffer:
         """Copy rows in; each row is copied once, straight to its place in an emitted batch.
 
         Where leaves stay on the host while `indices` are on a device, such as lists of strings,
-        this waits for the indices; leaves on the device alone never make it wait.
+        this waits for the indices; leaves on the device, or indices on the host, never make it
+        wait.
 
         Args:
             leaves: a flattened candidate batch, b rows each, as `check` accepts it.
@@ -97,13 +105,13 @@ class Buffer:
         while taken < count:
             part = slice(taken, min(taken + self.batch_size - self._filled, count))
             filling = self._slots({**leaves, **chosen})
-            rows, on_host = indices[part], None
+            rows = indices[part]
+            at = {rows.device: rows}
             for path, leaf in leaves.items():
-                if isinstance(leaf, Tensor) and leaf.device == rows.device:
-                    take_rows(leaf, rows, filling[path], self._filled)
-                else:
-                    on_host = rows.cpu() if on_host is None else on_host
-                    take_rows(leaf, on_host, filling[path], self._filled)
+                home = leaf.device if isinstance(leaf, Tensor) else _HOST
+                if home not in at:
+                    at[home] = rows.to(home, non_blocking=home != _HOST)
+                take_rows(leaf, at[home], filling[path], self._filled)
             for path, leaf in chosen.items():
                 put_rows(leaf[part], filling[path], self._filled)
             if void is not None:
@@ -118,6 +126,12 @@ class Buffer:
     def pop(self) -> Leaves | None:
         """Take the oldest full batch out, or None when fewer than `batch_size` rows wait."""
         return self._full.popleft() if self._full else None
+
+    def rest(self) -> Leaves | None:
+        """Take out all rows that wait for a full batch, or None when there are none."""
+        leaves, rows = self._filling, self._filled
+        self._filling, self._filled = {}, 0
+        return {path: leaf[:rows] for path, leaf in leaves.items()} if rows else None
 
     def state_dict(self) -> dict[str, Any]:
         """Copy out every waiting row: full batches, then the part of the next."""
@@ -145,11 +159,7 @@ class Buffer:
         Raises:
             ValueError: the state belongs to another batch size.
         """
-        if state["batch_size"] != self.batch_size:
-            raise ValueError(
-                f"the snapshot emits batches of {state['batch_size']} rows, this loader of "
-                f"{self.batch_size}; construct the loader with the snapshot's batch_size"
-            )
+        check_batch_size(state["batch_size"], self.batch_size)
         homes = {path: kept_at(kind, device) for path, kind in state["devices"].items()}
         self._full = deque(
             {path: _restored(leaf, homes.get(path)) for path, leaf in leaves.items()}
@@ -169,6 +179,19 @@ class Buffer:
                 path: slots_for(leaf, self.batch_size) for path, leaf in leaves.items()
             }
         return self._filling
+
+
+def check_batch_size(theirs: int, mine: int) -> None:
+    """Make sure that a snapshot's batches are as large as this loader's.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if theirs != mine:
+        raise ValueError(
+            f"the snapshot emits batches of {theirs} rows, this loader of {mine}; construct the "
+            "loader with the snapshot's batch_size"
+        )
 
 
 def kept_at(kind: str, device: torch.device | None) -> torch.device:

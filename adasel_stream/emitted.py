@@ -25,6 +25,8 @@ class Emitted(NamedTuple):
         inclusions: π, shape (batch_size,).
         importances: α of each method, shape (batch_size, M).
         ids: int64, shape (batch_size,), or None without a record.
+        recorded: what the record had held, shape (batch_size, 2), float32: the loss, NaN where it
+            was unknown, and its age in seconds; None without a record.
     """
 
     weights: Tensor
@@ -32,6 +34,7 @@ class Emitted(NamedTuple):
     inclusions: Tensor
     importances: Tensor
     ids: Tensor | None = None
+    recorded: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ that happens later derives from `AdaselError`::
     ├── MethodError        a selection method did not give one preference per row
     ├── SourceError        the wrapped source raised or cannot be resumed
     │   └── ShardError     a damaged shard or sample, named by shard, offset and reason
+    ├── DecodeError        chosen samples cannot be decoded, one after the other
     ├── RecordError        the loss record was asked for something it cannot hold
     └── CheckpointError    a checkpoint that cannot be written, read or loaded
         ├── CorruptCheckpointError   its checksum or layout does not hold
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointVersionError",
     "CorruptCheckpointError",
+    "DecodeError",
     "MethodError",
     "RecordError",
     "ScoreError",
@@ -51,6 +53,10 @@ class SourceError(AdaselError):
 
 class ShardError(SourceError):
     """A shard or one of its samples is damaged or breaks a limit."""
+
+
+class DecodeError(AdaselError):
+    """Nothing that was chosen can be decoded: the decoder or the source must be at fault."""
 
 
 class RecordError(AdaselError):

@@ -1,7 +1,14 @@
-"""Losses of candidates: recorded where they are known, scored where they are not."""
+"""Losses of candidates: recorded where they are known, scored where they are not.
 
+With a score and a record, a candidate batch of which only some rows are known is taken apart:
+known rows gather with known ones and unknown with unknown ones, and each kind goes on as soon as
+there is a whole candidate batch of it. So the forward pass runs on full batches however few rows
+are unknown, and what is compared with each other is of one kind, recorded or fresh.
+"""
+
+from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -9,36 +16,64 @@ import torch
 from torch import Tensor
 
 from adasel_stream import trees
+from adasel_stream.decoded import Decoder
+from adasel_stream.gathering import Gathered, Gathering
 from adasel_stream.ids import as_ids, find_ids
 from adasel_stream.record import LossRecord
-from adasel_stream.rows import Leaves, slots_for, take_rows
+from adasel_stream.rows import Leaves, chosen_rows
 from adasel_stream.scorers import Score, as_scored, checked
-from adasel_stream.types import Batch, Ids, Scored
+from adasel_stream.staleness import Staleness
+from adasel_stream.types import Batch, Ids, Sample, Scored
 
-__all__ = ["KnownLosses", "Losses"]
+__all__ = ["Judged", "KnownLosses"]
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
-_NO_AGES = np.zeros(0, dtype=np.float32)
+Float32s: TypeAlias = npt.NDArray[np.float32]
 
-_LOSSES_OF_MEAN = 10_000
-"""About how many of the last recorded losses the mean is of that stands in for an unknown one."""
+_LOSSES_OF_MEAN: Final = 10_000
+"""About how many of the last known losses the mean is of that stands in for an unknown one."""
 
 
-class Losses(NamedTuple):
-    """Losses of a candidate batch, and where they came from.
+class Judged(NamedTuple):
+    """Candidates with their losses, and where those came from.
 
     Attributes:
+        leaves: the candidates, flattened, b rows each.
         scored: losses, shape (b,), with last-layer quantities if every row was scored.
         fresh: rows that were scored now, shape (b,), bool.
-        ages_s: ages of the recorded losses that were reused, in seconds, float32.
+        ids: instance ids, shape (b,), int64, or None without a record.
+        recorded: what the record held, shape (b, 2), float32: the loss, NaN where it is unknown,
+            and its age in seconds; None without a record.
         guessed: rows whose loss nobody knows and the stream's mean stands for, shape (b,), bool,
             or None where there are none.
+        samples: the candidates decoded, b of them, or None where they were not.
     """
 
+    leaves: Leaves
     scored: Scored
     fresh: npt.NDArray[np.bool_]
-    ages_s: npt.NDArray[np.float32]
+    ids: Int64s | None = None
+    recorded: Float32s | None = None
     guessed: npt.NDArray[np.bool_] | None = None
+    samples: list[Sample] | None = None
+
+    @property
+    def ages_s(self) -> Float32s:
+        """Ages of the recorded losses that were reused, in seconds, shape (n,)."""
+        if self.recorded is None:
+            return np.zeros(0, dtype=np.float32)
+        ages_s: Float32s = self.recorded[~np.isnan(self.recorded[:, 0]), 1]
+        return ages_s
+
+
+class _Group(NamedTuple):
+    """Candidates that are all known, or go to the score together; `batch` if they came as one."""
+
+    leaves: Leaves
+    ids: Int64s | None
+    recorded: Float32s | None
+    score: bool
+    batch: Batch = None
 
 
 class KnownLosses:
@@ -48,13 +83,20 @@ class KnownLosses:
         score: gives losses of the rows that are not known; None where the record is all there is.
         record: losses by instance id, or None to score every row.
         where: where a batch holds its ids, as `find_ids` takes it; needed with a record.
+        decoder: decodes candidates before they are scored, or None where they need no decoding.
 
     Raises:
         TypeError: score is no function, or record no `LossRecord`.
         ValueError: there is neither score nor record, or a record without `where`.
     """
 
-    def __init__(self, score: Score | None, record: LossRecord | None, where: Any) -> None:
+    def __init__(
+        self,
+        score: Score | None,
+        record: LossRecord | None,
+        where: Any,
+        decoder: Decoder | None = None,
+    ) -> None:
         if score is None and record is None:
             raise ValueError("losses must come from somewhere: pass score=, record=, or both")
         if score is not None and not callable(score):
@@ -69,8 +111,13 @@ class KnownLosses:
         self._score = score
         self._record = record
         self._where = where
+        self._decoder = decoder
+        self.staleness = Staleness()
         self._mean = 0.0
-        self._recorded = 0
+        self._counted = 0
+        self._whole: deque[_Group] = deque()
+        self._known: Gathering | None = None
+        self._unknown: Gathering | None = None
 
     def ids_of(self, batch: Batch, rows: int) -> Int64s | None:
         """Take the ids out of a batch, or give None where no record needs them.
@@ -80,48 +127,52 @@ class KnownLosses:
         """
         return None if self._record is None else find_ids(batch, self._where, rows)
 
-    def losses_of(self, batch: Batch, leaves: Leaves, rows: int, ids: Int64s | None) -> Losses:
-        """Give the losses of a candidate batch, scoring the rows that are not known.
+    @property
+    def gathering(self) -> bool:
+        """Whether rows wait for others of their kind."""
+        return bool(self._known or self._unknown)
+
+    def take(self, batch: Batch, leaves: Leaves, ids: Int64s | None) -> None:
+        """Look a candidate batch up; `next` gives what has all it needs.
 
         Args:
             batch: the candidates, where they are to be scored.
-            leaves: the same, flattened.
-            rows: b.
+            leaves: the same, flattened, b rows each.
             ids: instance ids, b of them, or None without a record.
+        """
+        if self._record is None or ids is None:
+            self._whole.append(_Group(leaves, None, None, True, batch))
+            return
+        known = self._record.lookup(ids)
+        recorded = np.stack([np.where(known.known, known.losses, np.nan), known.age_s], axis=1)
+        if self._score is None or known.known.all():
+            self._whole.append(_Group(leaves, ids, recorded, False, batch))
+        elif not known.known.any():
+            self._whole.append(_Group(leaves, ids, recorded, True, batch))
+        else:
+            self._gather(Gathered(leaves, ids, recorded), known.known)
+
+    def next(self, template: Batch, *, rest: bool = False) -> Judged | None:
+        """Give the next candidates whose losses are known or can be scored now, or None.
+
+        Args:
+            template: the structure of candidate batches.
+            rest: whether rows that wait for others need wait no longer.
 
         Raises:
             ScoreError: the score did not give one loss per row.
+            DecodeError, BatchError: candidates that are to be scored cannot be decoded.
         """
-        if self._record is None or ids is None:
-            every = np.ones(rows, dtype=np.bool_)
-            return Losses(self._scored(batch, rows), every, _NO_AGES)
-        known = self._record.lookup(ids)
-        unknown, ages_s = ~known.known, known.age_s[known.known]
-        if self._score is not None and unknown.all():
-            return Losses(self._scored(batch, rows), unknown, ages_s)
-        guessed = np.where(unknown, np.float32(self._mean), known.losses)
-        losses = torch.from_numpy(guessed).to(_device_of(leaves), non_blocking=True)
-        if self._score is None:
-            guesses = unknown if unknown.any() else None
-            return Losses(Scored(losses), np.zeros_like(unknown), ages_s, guesses)
-        if unknown.any():
-            where = torch.from_numpy(np.flatnonzero(unknown))
-            fresh = self._scored(_part(batch, leaves, where), where.shape[0]).losses
-            losses = losses.to(fresh.device, non_blocking=True)
-            losses = losses.index_copy(0, where.to(fresh.device, non_blocking=True), fresh)
-        return Losses(Scored(losses), unknown, ages_s)
+        while (group := self._next_group(rest)) is not None:
+            judged = self._scored(group, template) if group.score else self._recorded(group)
+            if judged is not None:
+                return judged
+        return None
 
     def observe(self, ids: Int64s, losses: npt.NDArray[Any]) -> None:
         """Record losses, floating point, shape (n,), of instances, shape (n,)."""
-        if self._record is None or len(ids) == 0:
-            return
-        self._record.update(ids, losses)
-        finite = losses[np.isfinite(losses)]
-        if finite.size:
-            self._recorded += finite.size
-            # an even mean at first
-            share = finite.size / min(self._recorded, max(_LOSSES_OF_MEAN, finite.size))
-            self._mean += share * (float(finite.mean(dtype=np.float64)) - self._mean)
+        if self._record is not None and len(ids):
+            self._record.update(ids, losses)
 
     def take_in(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Check losses that were computed elsewhere, and record them.
@@ -147,23 +198,104 @@ class KnownLosses:
         self.observe(keys, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Describe the record and the running mean."""
-        record = None if self._record is None else _with_tensors(self._record.state_dict())
-        return {"record": record, "mean": self._mean, "recorded": self._recorded}
+        """Describe the record, the rows that gather, and what is known of recorded losses."""
+        record = self._record
+        gatherings = {"known": self._known, "unknown": self._unknown}
+        return {
+            "record": None
+            if record is None or getattr(record, "kept", False)
+            else _with_tensors(record.state_dict()),
+            "mean": self._mean,
+            "counted": self._counted,
+            "staleness": self.staleness.state_dict(),
+            "gathered": {n: None if b is None else b.state_dict() for n, b in gatherings.items()},
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`.
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
+        """Go on from `state`, with gathered tensors on `device` or where they came from.
+
+        A record that keeps itself in a folder is left as it is.
 
         Raises:
             RecordError: the record is of another capacity or seed.
         """
         if self._record is not None and state["record"] is not None:
             self._record.load_state_dict(_with_arrays(state["record"]))
-        self._mean, self._recorded = float(state["mean"]), int(state["recorded"])
+        self._mean, self._counted = float(state["mean"]), int(state["counted"])
+        self.staleness.load_state_dict(state["staleness"])
+        self._whole.clear()
+        self._known, self._unknown = (
+            None
+            if state["gathered"][name] is None
+            else Gathering.of_state(state["gathered"][name], device)
+            for name in ("known", "unknown")
+        )
 
-    def _scored(self, batch: Batch, rows: int) -> Scored:
+    def _gather(self, mixed: Gathered, known: npt.NDArray[np.bool_]) -> None:
+        if self._known is None or self._unknown is None:
+            self._known, self._unknown = Gathering(len(known)), Gathering(len(known))
+        self._known.push(mixed, known.nonzero()[0])
+        self._unknown.push(mixed, (~known).nonzero()[0])
+
+    def _next_group(self, rest: bool) -> _Group | None:
+        if self._whole:
+            return self._whole.popleft()
+        for gathering, score in ((self._known, False), (self._unknown, True)):
+            if gathering is not None and (gathered := gathering.pop(rest=rest)) is not None:
+                return _Group(*gathered, score)
+        return None
+
+    def _recorded(self, group: _Group) -> Judged:
+        recorded = group.recorded
+        assert recorded is not None
+        known = ~np.isnan(recorded[:, 0])
+        losses = np.empty(len(recorded), np.float32)
+        losses[known] = self.staleness.correct(recorded[known, 0], recorded[known, 1])
+        self._follow(losses[known])
+        losses[~known] = self._mean
+        tensor = torch.from_numpy(losses).to(_device_of(group.leaves), non_blocking=True)
+        guessed = None if known.all() else ~known
+        fresh = np.zeros_like(known)
+        return Judged(group.leaves, Scored(tensor), fresh, group.ids, recorded, guessed)
+
+    def _scored(self, group: _Group, template: Batch) -> Judged | None:
         assert self._score is not None, "without score there is a record"
-        return checked(as_scored(self._score(batch)), rows)
+        samples: list[Sample] | None = None
+        if self._decoder is not None:
+            group, samples = _decoded(group, template, self._decoder)
+            if not samples:
+                return None
+            batch = self._decoder.collated(samples)
+        else:
+            batch = group.batch
+            if batch is None:
+                batch = trees.rebuild(template, group.leaves)
+        rows = len(next(iter(group.leaves.values())))
+        scored = checked(as_scored(self._score(batch)), rows)
+        fresh = np.ones(rows, dtype=np.bool_)
+        recorded = None
+        if group.ids is not None:
+            recorded = np.full((rows, 2), np.nan, dtype=np.float32)
+        return Judged(group.leaves, scored, fresh, group.ids, recorded, None, samples)
+
+    def _follow(self, losses: Float32s) -> None:
+        """Move the mean that stands in for unknown losses by some known ones."""
+        if losses.size:
+            self._counted += losses.size
+            # an even mean at first
+            share = losses.size / min(self._counted, max(_LOSSES_OF_MEAN, losses.size))
+            self._mean += share * (float(losses.mean(dtype=np.float64)) - self._mean)
+
+
+def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, list[Sample]]:
+    """Decode candidates; those that cannot be decoded are left out, and counted."""
+    outcomes = decoder.all_of(group.leaves, template)
+    good = [row for row, one in enumerate(outcomes) if not isinstance(one, Exception)]
+    samples: list[Sample] = [outcomes[row] for row in good]
+    if len(good) < len(outcomes):
+        ids = None if group.ids is None else group.ids[good]
+        group = group._replace(leaves=chosen_rows(group.leaves, torch.tensor(good)), ids=ids)
+    return group, samples
 
 
 def _with_tensors(state: Any) -> Any:
@@ -179,18 +311,6 @@ def _with_arrays(state: Any) -> Any:
         held: dict[str, Any] = state
         return {name: _with_arrays(value) for name, value in held.items()}
     return state.numpy() if isinstance(state, Tensor) else state
-
-
-def _part(batch: Batch, leaves: Leaves, where: Tensor) -> Batch:
-    """Build a batch of the rows that `where` names, shape (n,), int64, on the host."""
-    taken: Leaves = {}
-    for path, leaf in leaves.items():
-        indices = where
-        if isinstance(leaf, Tensor):
-            indices = where.to(leaf.device, non_blocking=True)
-        taken[path] = slots_for(leaf, where.shape[0])
-        take_rows(leaf, indices, taken[path], 0)
-    return trees.rebuild(batch, taken)
 
 
 def _device_of(leaves: Leaves) -> torch.device:

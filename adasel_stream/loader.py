@@ -1,7 +1,7 @@
 """`SelectingLoader`: between a stream of candidate batches and its trainer."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy.typing as npt
@@ -13,7 +13,8 @@ from adasel_stream.agreement import FORMAT, check_metrics, check_state
 from adasel_stream.candidates import Candidates
 from adasel_stream.chooser import Chooser
 from adasel_stream.costs import cost_of, tell
-from adasel_stream.emitted import Emissions
+from adasel_stream.decoded import Decoder, Decoding, fetching
+from adasel_stream.emitted import Emissions, Emitted
 from adasel_stream.errors import AdaselError
 from adasel_stream.known import KnownLosses
 from adasel_stream.methods import DEFAULT_METHODS, gradient_norm, resolve_methods
@@ -21,8 +22,8 @@ from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
 from adasel_stream.scorers import Score, scorer_for
-from adasel_stream.selector import Selector
-from adasel_stream.types import Batch, Ids, Method
+from adasel_stream.selector import Selector, usable
+from adasel_stream.types import Batch, Ids, Method, Sample
 
 __all__ = ["SelectingLoader"]
 
@@ -47,6 +48,9 @@ class SelectingLoader:
         record: known losses by instance; known and fresh ones are not scored again.
         ids: where a batch holds its instances' ids: a key, a path such as ("meta", "id"), or a
             function of the batch. Needed with `record`, unused without.
+        decode: turns one chosen raw sample into what is trained on, after selection and in threads;
+            a function, or `Decoding` with their number. A source's deferred columns are fetched
+            first, and where there are any, decode may be left out.
         device: where batches are scored and emitted; numeric arrays become tensors there. None
             leaves batches where they are.
         autocast: dtype to autocast scoring to, or None.
@@ -76,6 +80,7 @@ class SelectingLoader:
         batch_size: int | None = None,
         record: LossRecord | None = None,
         ids: Any = None,
+        decode: Callable[[Sample], Sample] | Decoding | None = None,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
         seed: int = 0,
@@ -90,7 +95,6 @@ class SelectingLoader:
                 "known rows; leave one of them out"
             )
         scorer = scorer_for(score, model, autocast=autocast, last_layer=norms)
-        known = KnownLosses(scorer, record, ids)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
         if metrics is None:
@@ -99,8 +103,15 @@ class SelectingLoader:
             )
         check_metrics(metrics, list(named))
         self.metrics = metrics
+        home = None if device is None else usable(device)
+        self._decoder = _decoder_for(decode, source, home, metrics)
         self._selector = Selector(
-            known, chooser, batch_size=batch_size, device=device, metrics=self.metrics
+            KnownLosses(scorer, record, ids, self._decoder),
+            chooser,
+            batch_size=batch_size,
+            device=home,
+            decoder=self._decoder,
+            metrics=metrics,
         )
         self._settings = {
             "sampling_rate": sampling_rate,
@@ -114,6 +125,8 @@ class SelectingLoader:
         self._emissions = Emissions()
         self._step_began_s: float | None = None
         self._pass: object = None
+        self._over = False
+        self._goes_on = False
         _watch(self.metrics, score, record, source)
 
     @property
@@ -135,19 +148,24 @@ class SelectingLoader:
         """
         mine = self._pass = object()
         self._tell_cost()
-        self._candidates.start()
+        self._over, self._goes_on = self._over and self._goes_on, False
+        if not self._over:
+            self._candidates.start()
         self._emissions.start()
         try:
-            while self._pass is mine and self._fill():
-                batch, emitted = self._selector.pop()
+            while self._pass is mine and (next_one := self._next()) is not None:
+                batch, emitted = next_one
                 self._emissions.add(batch, emitted)
                 self._step_began_s = time.perf_counter()
                 with self.metrics.phase("train"):
                     yield batch
-                del batch  # while the next candidates are scored, only the trainer may hold it
+                # while the next candidates are scored, only the trainer may hold the batch
+                del batch, next_one
                 if self._pass is mine:
                     self._end_step()
-            if self._pass not in (mine, None):
+            if self._pass is mine:
+                self._over = False
+            elif self._pass is not None:
                 raise AdaselError(
                     "this pass is over: the loader was iterated anew or its state was loaded. Use "
                     "the newest iterator, or make a second loader"
@@ -219,6 +237,7 @@ class SelectingLoader:
             "settings": dict(self._settings),
             "candidates": self._candidates.state_dict(),
             "selector": self._selector.state_dict(),
+            "over": self._over,
             "metrics": self.metrics.state_dict(),
         }
 
@@ -235,6 +254,7 @@ class SelectingLoader:
         self._selector.load_state_dict(state["selector"])
         self._candidates.load_state_dict(state["candidates"])  # the source moves last
         self.metrics.load_state_dict(state["metrics"])
+        self._over, self._goes_on = bool(state["over"]), True
         self._pass, self._step_began_s = object(), None
         self._emissions.clear()
         self._told = True
@@ -243,6 +263,8 @@ class SelectingLoader:
         """End the pass under way and close the source; rows that wait are kept."""
         self._pass = None
         self._selector.drain()
+        if self._decoder is not None:
+            self._decoder.close()
         self._candidates.close()
 
     def __enter__(self) -> Self:
@@ -253,19 +275,27 @@ class SelectingLoader:
         """Close the loader."""
         self.close()
 
-    def _fill(self) -> bool:
-        """Offer candidates until a whole batch waits; False where the source ends before."""
-        while not (self._selector.full and self._selector.knows_structure):
-            try:
-                with self.metrics.phase("data_wait"):
-                    if self._selector.full:  # resumed: the next candidates show their structure
-                        self._selector.learn_structure(self._candidates.peek())
-                        continue
-                    candidates = self._candidates.next()
-            except StopIteration:
-                return False
-            self._selector.offer(candidates)
-            del candidates  # not to be held while the source makes the next
+    def _next(self) -> tuple[Batch, Emitted] | None:
+        """Take the next batch out, offering candidates until there is one; None at the end."""
+        while not self._over:
+            if not self._selector.full or not self._selector.knows_structure:
+                self._over = not self._offer()
+            elif (emitted := self._selector.pop()) is not None:
+                return emitted
+        self._selector.finish()
+        return self._selector.pop()
+
+    def _offer(self) -> bool:
+        """Offer the next candidates; False where the source ends before."""
+        try:
+            with self.metrics.phase("data_wait"):
+                if self._selector.full:  # resumed: the next candidates show their structure
+                    self._selector.learn_structure(self._candidates.peek())
+                    return True
+                candidates = self._candidates.next()
+        except StopIteration:
+            return False
+        self._selector.offer(candidates)
         return True
 
     def _end_step(self) -> None:
@@ -278,6 +308,20 @@ class SelectingLoader:
         if not self._told:
             self._told = True
             tell(self._cost, stacklevel=3)
+
+
+def _decoder_for(
+    decode: Callable[[Sample], Sample] | Decoding | None,
+    source: Iterable[Batch],
+    device: torch.device | None,
+    metrics: Metrics,
+) -> Decoder | None:
+    """Make what decodes chosen rows, where there is something to fetch or to decode."""
+    fetches = fetching(source)
+    if decode is None and fetches is None:
+        return None
+    decoding = decode if isinstance(decode, Decoding) else Decoding(decode)
+    return Decoder(decoding, fetches, device, metrics.decode_rows)
 
 
 def _watch(

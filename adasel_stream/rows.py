@@ -12,6 +12,7 @@ from adasel_stream.errors import BatchError
 __all__ = [
     "Leaf",
     "Leaves",
+    "chosen_rows",
     "clear_rows",
     "copy_rows",
     "place",
@@ -100,6 +101,22 @@ def take_rows(leaf: Leaf, indices: Tensor, slots: Leaf, start: int) -> None:
         slots[start:stop] = leaf[indices.numpy()]
     else:
         cast("list[Any]", slots)[start:stop] = [leaf[i] for i in indices.tolist()]
+
+
+def chosen_rows(leaves: Leaves, indices: Tensor) -> Leaves:
+    """Copy the rows that `indices` names, shape (n,), int64, on the host, out of every leaf.
+
+    >>> chosen_rows({"['t']": ["a", "b", "c"]}, torch.tensor([2, 0]))
+    {"['t']": ['c', 'a']}
+    """
+    taken: Leaves = {}
+    for path, leaf in leaves.items():
+        where = indices
+        if isinstance(leaf, Tensor):
+            where = indices.to(leaf.device, non_blocking=True)
+        taken[path] = slots_for(leaf, indices.shape[0])
+        take_rows(leaf, where, taken[path], 0)
+    return taken
 
 
 def put_rows(leaf: Leaf, slots: Leaf, start: int) -> None:

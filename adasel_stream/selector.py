@@ -12,14 +12,15 @@ from torch import Tensor
 from adasel_stream import trees
 from adasel_stream.buffer import Buffer
 from adasel_stream.chooser import Chooser
+from adasel_stream.decoded import DecodedRows, Decoder
 from adasel_stream.emitted import Emitted
-from adasel_stream.known import KnownLosses, Losses
+from adasel_stream.known import Judged, KnownLosses
 from adasel_stream.late import Late
 from adasel_stream.metrics import Metrics
 from adasel_stream.rows import Leaves, place, row_count
 from adasel_stream.types import Batch, Feedback, Ids, Selection
 
-__all__ = ["Selector"]
+__all__ = ["Selector", "usable"]
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -35,6 +36,7 @@ class Selector:
         chooser: what chooses by them.
         batch_size: rows of an emitted batch, or None for those of the first candidate batch.
         device: where to score and emit, or None for where batches are.
+        decoder: decodes chosen rows, or None where candidates come decoded.
         metrics: counters to add to.
 
     Raises:
@@ -48,21 +50,23 @@ class Selector:
         chooser: Chooser,
         *,
         batch_size: int | None,
-        device: torch.device | str | None,
+        device: torch.device | None,
+        decoder: Decoder | None,
         metrics: Metrics,
     ) -> None:
         self._known = known
         self._chooser = chooser
-        self._buffer = None if batch_size is None else Buffer(batch_size)
-        self._device = None if device is None else _usable(device)
+        self._device = device
+        self._decoder = decoder
+        self._rows = None if batch_size is None else self._rows_of(batch_size)
         self._metrics = metrics
         self._template: Batch = None
         self._late = Late()
 
     @property
     def full(self) -> bool:
-        """Whether a whole batch waits."""
-        return self._buffer is not None and len(self._buffer) >= self._buffer.batch_size
+        """Whether as many rows wait as a batch takes, and those that are decoded ahead."""
+        return self._rows is not None and self._rows.full
 
     @property
     def knows_structure(self) -> bool:
@@ -71,46 +75,60 @@ class Selector:
 
     def learn_structure(self, batch: Batch) -> None:
         """Remember the structure of candidate batches, none of their rows."""
-        self._template = trees.emptied(*self._placed(batch, trees.flatten(batch)))
+        leaves = trees.flatten(batch)
+        if self._decoder is None:
+            batch, leaves = self._placed(batch, leaves)
+        self._set_structure(trees.emptied(batch, leaves))
 
-    def pop(self) -> tuple[Batch, Emitted]:
-        """Take out the oldest whole batch, and what `learn` needs of its rows."""
-        assert self._buffer is not None
-        leaves = self._buffer.pop()
-        assert leaves is not None, "ask `full` first"
+    def pop(self) -> tuple[Batch, Emitted] | None:
+        """Take out the oldest whole batch and what `learn` needs of its rows, or None.
+
+        Raises:
+            BatchError, DecodeError: the chosen rows cannot be decoded or put together.
+        """
+        if not self.knows_structure:
+            return None
+        if isinstance(self._rows, DecodedRows):
+            with self._metrics.phase("decode"):
+                batch = self._rows.pop()
+            self._count_decoded()
+            return batch
+        leaves = None if self._rows is None else self._rows.pop()
+        if leaves is None:
+            return None
         taken = {name: leaves.pop(name) for name in Emitted._fields if name in leaves}
         return trees.rebuild(self._template, leaves), Emitted(**cast("dict[str, Any]", taken))
 
     def offer(self, batch: Batch) -> None:
-        """Score one candidate batch, choose from it and keep what was chosen.
+        """Find the losses of a candidate batch, choose from it and keep what was chosen.
 
         Raises:
             BatchError, ScoreError, MethodError: the batch, its losses or a method's preferences
                 cannot be used; nothing was chosen from it.
+            DecodeError: candidates that are to be scored cannot be decoded.
         """
         leaves = trees.flatten(batch)
         rows = row_count(leaves)
         if rows == 0:
             return
-        ids = self._known.ids_of(batch, rows)
         with self._metrics.phase("score"):
-            batch, leaves = self._placed(batch, leaves)
-            buffer = self._expect(batch, leaves, rows)
-            known = self._known.losses_of(batch, leaves, rows, ids)
-        with self._metrics.phase("select"):
-            self._count(known)
-            chosen = self._chooser.choose(known.scored)
-            if chosen is not None:
-                _keep(buffer, leaves, chosen, ids)
-            self._report(known, chosen, ids)
-            self._late.poll()
-            self._metrics.telemetry_lag_parcels = len(self._late)
+            ids = self._known.ids_of(batch, rows)
+            if self._decoder is None:  # else what was decoded is placed
+                batch, leaves = self._placed(batch, leaves)
+            self._expect(batch, leaves, rows)
+            self._known.take(batch, leaves, ids)
+        self._choose_all(rest=False)
+
+    def finish(self) -> None:
+        """Choose from rows that wait for others of their kind: no more will come."""
+        if self.knows_structure:
+            self._choose_all(rest=True)
 
     def learn(self, last: Emitted, losses: Tensor) -> None:
         """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy."""
         losses = losses.detach().float()
         if last.ids is not None:
-            self._remember(last.weights, losses, last.ids)
+            self._remember(last, losses)
         if not self._chooser.learns:
             return
         device = last.weights.device
@@ -135,8 +153,8 @@ class Selector:
         """Describe rows that wait, the record, and what the policy carries on."""
         self.drain()
         return {
-            "buffer": None if self._buffer is None else self._buffer.state_dict(),
-            "structure": trees.describe(self._template) if self.full else None,
+            "rows": None if self._rows is None else self._rows.state_dict(),
+            "structure": None if self._template is None else trees.describe(self._template),
             "known": self._known.state_dict(),
             "shown": {name: copy(getattr(self._metrics, name)) for name in SHOWN},
             **self._chooser.state_dict(),
@@ -150,14 +168,19 @@ class Selector:
             RecordError: the state is of another record.
         """
         self.drain()
-        buffer = self._buffer
-        if state["buffer"] is not None:
-            buffer = Buffer(state["buffer"]["batch_size"] if buffer is None else buffer.batch_size)
-            buffer.load_state_dict(state["buffer"], self._device)
-        self._known.load_state_dict(state["known"])
-        self._buffer = buffer
-        structure = state["structure"]
-        self._template = None if structure is None else trees.template_of(structure)
+        rows = self._rows
+        if state["rows"] is not None:
+            rows = self._rows_of(state["rows"]["batch_size"] if rows is None else rows.batch_size)
+            if isinstance(rows, DecodedRows):
+                rows.load_state_dict(state["rows"])
+            else:
+                rows.load_state_dict(state["rows"], self._device)
+        self._known.load_state_dict(
+            state["known"], None if self._decoder is not None else self._device
+        )
+        self._rows, self._template = rows, None
+        if state["structure"] is not None:
+            self._set_structure(trees.template_of(state["structure"]))
         for name in SHOWN:
             setattr(self._metrics, name, copy(state["shown"][name]))
         self._chooser.load_state_dict(state, self._device)
@@ -168,31 +191,88 @@ class Selector:
         leaves = place(leaves, self._device)
         return trees.rebuild(batch, leaves), leaves
 
-    def _expect(self, batch: Batch, leaves: Leaves, rows: int) -> Buffer:
-        """Learn from the first batch how all are made, and refuse another make."""
-        if self._buffer is None:
-            self._buffer = Buffer(rows)
-        self._metrics.batch_size = self._buffer.batch_size
-        self._buffer.check(leaves)
-        if self._template is None:
-            self._template = trees.emptied(batch, leaves)
-        return self._buffer
+    def _rows_of(self, batch_size: int) -> Buffer | DecodedRows:
+        if self._decoder is None:
+            return Buffer(batch_size)
+        return DecodedRows(batch_size, self._decoder)
 
-    def _count(self, known: Losses) -> None:
-        rows, forward, recorded = len(known.fresh), int(known.fresh.sum()), len(known.ages_s)
+    def _set_structure(self, template: Batch) -> None:
+        self._template = template
+        if isinstance(self._rows, DecodedRows):
+            self._rows.begin(template)
+
+    def _expect(self, batch: Batch, leaves: Leaves, rows: int) -> None:
+        """Learn from the first batch how all are made, and refuse another make."""
+        if self._rows is None:
+            self._rows = self._rows_of(rows)
+        self._metrics.batch_size = self._rows.batch_size
+        self._rows.check(leaves)
+        if self._template is None:
+            self._set_structure(trees.emptied(batch, leaves))
+
+    def _choose_all(self, *, rest: bool) -> None:
+        """Choose from all candidates whose losses are there."""
+        while True:
+            with self._metrics.phase("score"):
+                judged = self._known.next(self._template, rest=rest)
+            self._count_decoded()
+            if judged is None:
+                return
+            with self._metrics.phase("select"):
+                self._choose(judged)
+
+    def _choose(self, judged: Judged) -> None:
+        self._count(judged)
+        chosen = self._chooser.choose(judged.scored)
+        if chosen is not None:
+            self._keep(judged, chosen)
+        self._report(judged, chosen)
+        self._late.poll()
+        self._metrics.telemetry_lag_parcels = len(self._late)
+
+    def _keep(self, judged: Judged, chosen: Selection) -> None:
+        """Copy the chosen rows, with what `learn` will need of them."""
+        device, leaves = chosen.indices.device, judged.leaves
+        for name, column in (("ids", judged.ids), ("recorded", judged.recorded)):
+            if column is not None:
+                tensor = torch.from_numpy(column).to(device, non_blocking=True)
+                leaves = {**leaves, name: tensor}
+        remembered: Leaves = {
+            "weights": chosen.weights,
+            "probabilities": chosen.probabilities,
+            "inclusions": chosen.inclusions,
+            "importances": chosen.importances,
+        }
+        if isinstance(self._rows, DecodedRows):
+            self._rows.push(leaves, chosen.indices, remembered, self._template, judged.samples)
+            return
+        assert self._rows is not None, "the first batch made it"
+        # on a CPU no more rows were asked for than may be chosen
+        void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
+        self._rows.push(leaves, chosen.indices, remembered, void)
+
+    def _count(self, judged: Judged) -> None:
+        rows, forward, ages_s = len(judged.fresh), int(judged.fresh.sum()), judged.ages_s
         self._metrics.samples_seen += rows
         self._metrics.score_rows["forward"] += forward
-        self._metrics.score_rows["record"] += recorded
-        self._metrics.score_rows["unknown"] += rows - forward - recorded
-        if recorded:
-            self._metrics.observe_record_ages(known.ages_s)
+        self._metrics.score_rows["record"] += len(ages_s)
+        self._metrics.score_rows["unknown"] += rows - forward - len(ages_s)
+        if len(ages_s):
+            self._metrics.observe_record_ages(ages_s)
 
-    def _report(
-        self, known: Losses, chosen: Selection | None, ids: npt.NDArray[np.int64] | None
-    ) -> None:
+    def _count_decoded(self) -> None:
+        if self._decoder is not None:
+            self._metrics.samples_dropped["decode_error"] = self._metrics.decode_rows["failed"]
+
+    def _report(self, judged: Judged, chosen: Selection | None) -> None:
         """Send the numbers to the metrics and the record, to arrive when they may."""
-        metrics, losses, fresh = self._metrics, known.scored.losses, known.fresh
-        told = None if known.guessed is None else ~known.guessed  # a guess is nobody's loss
+        metrics, losses, fresh, ids = (
+            self._metrics,
+            judged.scored.losses,
+            judged.fresh,
+            judged.ids,
+        )
+        told = None if judged.guessed is None else ~judged.guessed  # a guess is nobody's loss
 
         def arrive(seen: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> None:
             if ids is not None and fresh.any():
@@ -216,12 +296,18 @@ class Selector:
         methods = (chosen.importances, chosen.method_weights, chosen.method_losses)
         self._late.send((losses, chosen.indices, chosen.weights, *methods), arrive)
 
-    def _remember(self, weights: Tensor, losses: Tensor, ids: Tensor) -> None:
-        def arrive(late: npt.NDArray[Any], w: npt.NDArray[Any], keys: npt.NDArray[Any]) -> None:
-            filled = w > 0
-            self._known.observe(keys[filled], late[filled])
+    def _remember(self, last: Emitted, losses: Tensor) -> None:
+        """Record fresh losses, and compare them with what the record had held."""
 
-        self._late.send((losses, weights, ids), arrive)
+        def arrive(*late: npt.NDArray[Any]) -> None:
+            weights, fresh, ids, recorded = late
+            filled = weights > 0
+            self._known.observe(ids[filled], fresh[filled])
+            self._known.staleness.learn(recorded[filled, 0], recorded[filled, 1], fresh[filled])
+
+        assert last.ids is not None
+        assert last.recorded is not None, "what has ids was looked up"
+        self._late.send((last.weights, losses, last.ids, last.recorded), arrive)
 
     def _update(self, last: Emitted, losses: Tensor) -> None:
         valid = torch.isfinite(losses) & (last.weights > 0)
@@ -231,26 +317,15 @@ class Selector:
         self._metrics.policy_updates += 1
 
 
-def _keep(
-    buffer: Buffer, leaves: Leaves, chosen: Selection, ids: npt.NDArray[np.int64] | None
-) -> None:
-    """Copy the chosen rows to the buffer, with what `learn` will need of them."""
-    device = chosen.indices.device
-    if ids is not None:
-        leaves = {**leaves, "ids": torch.from_numpy(ids).to(device, non_blocking=True)}
-    remembered: Leaves = {
-        "weights": chosen.weights,
-        "probabilities": chosen.probabilities,
-        "inclusions": chosen.inclusions,
-        "importances": chosen.importances,
-    }
-    # on a CPU no more rows were asked for than may be chosen
-    void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
-    buffer.push(leaves, chosen.indices, remembered, void)
+def usable(device: torch.device | str) -> torch.device:
+    """Name a device, and make sure that this machine has it.
 
+    Raises:
+        ValueError: it has not.
 
-def _usable(device: torch.device | str) -> torch.device:
-    """Name a device, and make sure that this machine has it."""
+    >>> usable("cpu")
+    device(type='cpu')
+    """
     try:
         named = torch.device(device)
         torch.empty(0, device=named)

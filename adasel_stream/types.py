@@ -4,7 +4,7 @@ Letters in shapes: b candidates, k selected, M methods.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
@@ -19,10 +19,12 @@ from adasel_stream.ranking import ascending, average_ranks
 __all__ = [
     "Batch",
     "Feedback",
+    "Fetching",
     "Ids",
     "LossBatch",
     "Method",
     "Preference",
+    "Sample",
     "Scored",
     "Selection",
     "Source",
@@ -36,6 +38,9 @@ LARGEST_LOSS = 1e30
 Batch: TypeAlias = Any
 """Dicts, tuples, lists, named tuples and dataclasses, nested; every leaf is a tensor, an array
 or a list with b rows."""
+
+Sample: TypeAlias = Any
+"""One row of a batch: the batch's structure with one row's value in place of each leaf."""
 
 Ids: TypeAlias = npt.NDArray[np.int64] | list[str]
 """Stable names of instances, one a row: int64, shape (b,), or b strings."""
@@ -257,4 +262,28 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield candidate batches."""
+        ...
+
+
+@runtime_checkable
+class Fetching(Protocol):
+    """A source that hands over references to some columns, and reads what they point to later.
+
+    Attributes:
+        deferred: names of the columns that hold references instead of content.
+    """
+
+    deferred: tuple[str, ...]
+
+    def fetch(self, references: Mapping[str, Any]) -> Mapping[str, Sequence[Any]]:
+        """Read what references point to; called from several threads at once.
+
+        Args:
+            references: for each deferred column the references of n rows, int64, shape (n, ...),
+                as they stood in a batch.
+
+        Returns:
+            for each deferred column the content of n rows; an exception object, not raised, in
+            place of content that cannot be had.
+        """
         ...

@@ -7,15 +7,33 @@ from torch import Tensor
 
 from adasel_stream import LossRecord
 from adasel_stream.errors import RecordError, ScoreError
-from adasel_stream.known import KnownLosses, Losses
-from adasel_stream.trees import flatten
+from adasel_stream.known import Judged, KnownLosses
+from adasel_stream.trees import emptied, flatten
 from tests.streams import Counted, Rows, rows
 
 
-def find(known: KnownLosses, batch: Rows) -> Losses:
-    """Get the losses of a batch of rows."""
-    count = len(batch["id"])
-    return known.losses_of(batch, flatten(batch), count, known.ids_of(batch, count))
+def judge(known: KnownLosses, batch: Rows, *, rest: bool = False) -> list[Judged]:
+    """Offer a batch of rows; get all candidates whose losses are there."""
+    leaves = flatten(batch)
+    known.take(batch, leaves, known.ids_of(batch, len(batch["id"])))
+    template, judged = emptied(batch, leaves), list[Judged]()
+    while (one := known.next(template, rest=rest)) is not None:
+        judged.append(one)
+    return judged
+
+
+def find(known: KnownLosses, batch: Rows) -> Judged:
+    """Get the losses of a batch that is all known or all unknown."""
+    (judged,) = judge(known, batch)
+    return judged
+
+
+def ids_of(judged: Judged) -> list[int]:
+    """Which rows these are; what is remembered of them agrees."""
+    assert judged.ids is not None
+    assert torch.as_tensor(judged.leaves["['id']"]).tolist() == judged.ids.tolist()
+    ids: list[int] = judged.ids.tolist()
+    return ids
 
 
 def test_without_a_record_every_row_is_scored() -> None:
@@ -23,24 +41,65 @@ def test_without_a_record_every_row_is_scored() -> None:
     score = Counted()
     known = KnownLosses(score, None, "there is no such key")
     assert known.ids_of(rows(0, 4), 4) is None
-    scored, fresh, ages_s, _ = find(known, rows(0, 4))
-    assert torch.equal(scored.losses, rows(0, 4)["loss"])
-    assert (fresh.tolist(), ages_s.tolist(), score.ids) == ([True] * 4, [], [0, 1, 2, 3])
+    judged = find(known, rows(0, 4))
+    assert torch.equal(judged.scored.losses, rows(0, 4)["loss"])
+    assert judged.fresh.tolist() == [True] * 4
+    assert (judged.ages_s.tolist(), score.ids) == ([], [0, 1, 2, 3])
+    assert not known.gathering
 
 
-def test_only_rows_that_are_not_known_are_scored() -> None:
-    """Known losses stand where they belong, whatever the mixture."""
+def test_rows_gather_until_a_whole_batch_of_their_kind_is_there() -> None:
+    """The score sees full batches of unknown rows; known ones go on without it."""
+    record = LossRecord(capacity=100)
+    record.update(np.arange(0, 24, 3), np.arange(0, 24, 3) + 50.0)
+    score, sizes = Counted(), list[int]()
+
+    def counted(batch: Rows) -> Tensor:
+        sizes.append(len(batch["id"]))
+        return score(batch)
+
+    known = KnownLosses(counted, record, "id")
+    assert judge(known, rows(0, 6)) == []
+    assert known.gathering
+    (fresh,) = judge(known, rows(6, 6))
+    assert ids_of(fresh) == [1, 2, 4, 5, 7, 8]
+    assert torch.equal(fresh.scored.losses, torch.as_tensor(fresh.leaves["['loss']"]))
+    assert fresh.fresh.all()
+    recorded, fresh = judge(known, rows(12, 6))
+    assert ids_of(recorded) == [0, 3, 6, 9, 12, 15]
+    assert recorded.scored.losses.tolist() == [50.0, 53.0, 56.0, 59.0, 62.0, 65.0]
+    assert not recorded.fresh.any()
+    assert len(recorded.ages_s) == 6
+    assert ids_of(fresh) == [10, 11, 13, 14, 16, 17]
+    assert sizes == [6, 6]
+
+
+def test_what_gathered_comes_when_nothing_more_will() -> None:
+    """At the end of a pass no row stays behind, whichever kind it is of."""
     record = LossRecord(capacity=100)
     record.update(np.array([1, 3]), np.array([50.0, 70.0]))
-    score = Counted()
-    known = KnownLosses(score, record, "id")
-    scored, fresh, ages_s, _ = find(known, rows(0, 5))
-    want = rows(0, 5)["loss"]
-    want[1], want[3] = 50.0, 70.0
-    assert torch.equal(scored.losses, want)
+    known = KnownLosses(score := Counted(), record, "id")
+    recorded, fresh = judge(known, rows(0, 5), rest=True)
+    assert (ids_of(recorded), ids_of(fresh)) == ([1, 3], [0, 2, 4])
+    assert recorded.scored.losses.tolist() == [50.0, 70.0]
     assert score.ids == [0, 2, 4]
-    assert fresh.tolist() == [True, False, True, False, True]
-    assert ages_s.tolist() == [0.0, 0.0]
+    assert not known.gathering
+
+
+def test_what_gathered_is_part_of_the_state() -> None:
+    """Rows that wait for others are neither lost nor looked up again."""
+
+    def make() -> KnownLosses:
+        record = LossRecord(capacity=100, clock=lambda: 0.0)
+        record.update(np.array([1, 3]), np.array([50.0, 70.0]))
+        return KnownLosses(Counted(), record, "id")
+
+    one, other = make(), make()
+    assert judge(one, rows(0, 5)) == []
+    other.load_state_dict(one.state_dict(), None)
+    for known in (one, other):
+        whole, recorded, fresh = judge(known, rows(20, 3), rest=True)
+        assert (ids_of(whole), ids_of(recorded), ids_of(fresh)) == ([20, 21, 22], [1, 3], [0, 2, 4])
 
 
 def test_a_batch_that_is_known_altogether_is_not_scored() -> None:
@@ -48,10 +107,10 @@ def test_a_batch_that_is_known_altogether_is_not_scored() -> None:
     record = LossRecord(capacity=100)
     record.update(np.arange(4), np.arange(4.0))
     score = Counted()
-    scored, fresh, *_ = find(KnownLosses(score, record, "id"), rows(0, 4))
-    assert scored.losses.tolist() == [0.0, 1.0, 2.0, 3.0]
+    judged = find(KnownLosses(score, record, "id"), rows(0, 4))
+    assert judged.scored.losses.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert score.ids == []
-    assert not fresh.any()
+    assert not judged.fresh.any()
 
 
 def test_an_unknown_batch_is_scored_as_it_came() -> None:
@@ -80,8 +139,8 @@ def test_stale_losses_are_scored_again() -> None:
     assert score.ids == [0, 1]
 
 
-def test_a_subset_keeps_every_kind_of_leaf() -> None:
-    """The score sees the structure that it knows, with fewer rows."""
+def test_gathered_rows_keep_every_kind_of_leaf() -> None:
+    """The score sees the structure that it knows."""
     record = LossRecord(capacity=100)
     record.update(np.array([1]), np.array([9.0]))
     batch = {"id": torch.arange(3), "t": ["a", "b", "c"], "n": np.arange(3.0), "none": None}
@@ -91,29 +150,32 @@ def test_a_subset_keeps_every_kind_of_leaf() -> None:
         seen.append((b["id"].tolist(), b["t"], b["n"].tolist(), b["none"]))
         return torch.ones(len(b["t"]))
 
-    find(KnownLosses(score, record, "id"), batch)
+    judge(KnownLosses(score, record, "id"), batch, rest=True)
     assert seen == [([0, 2], ["a", "c"], [0.0, 2.0], None)]
 
 
 def test_without_a_score_unknown_rows_count_as_average() -> None:
-    """Neither preferred nor shunned; the average is that of what was recorded."""
+    """Neither preferred nor shunned; the average is that of the candidates that are known."""
     known = KnownLosses(None, LossRecord(capacity=100), "id")
     assert find(known, rows(0, 2)).scored.losses.tolist() == [0.0, 0.0]
     known.observe(np.array([0, 1, 2]), np.array([1.0, 3.0, np.nan]))
-    scored, fresh, *_ = find(known, rows(0, 4))
-    assert scored.losses.tolist() == [1.0, 3.0, 2.0, 2.0]
-    assert not fresh.any()
+    judged = find(known, rows(0, 4))
+    assert judged.scored.losses.tolist() == [1.0, 3.0, 2.0, 2.0]
+    assert not judged.fresh.any()
 
 
 def test_the_average_follows_the_last_ten_thousand_losses() -> None:
-    """It is even at first and forgets later."""
-    known = KnownLosses(None, LossRecord(capacity=16), "id")
+    """It is even at first and forgets later; what nobody offers again has no part in it."""
+    known = KnownLosses(None, LossRecord(capacity=20_000), "id")
+    known.observe(np.arange(5000), np.full(5000, 1.0))
+    known.observe(np.arange(5000, 10_000), np.full(5000, 3.0))
+    unknown = rows(90_000, 1)
     for _ in range(2):
-        known.observe(np.arange(5000), np.full(5000, 1.0))
-    assert find(known, rows(90_000, 1)).scored.losses.item() == pytest.approx(1.0)
+        find(known, rows(0, 5000))
+    assert find(known, unknown).scored.losses.item() == pytest.approx(1.0)
     for _ in range(20):
-        known.observe(np.arange(5000), np.full(5000, 3.0))
-    assert find(known, rows(90_000, 1)).scored.losses.item() == pytest.approx(3.0, abs=1e-4)
+        find(known, rows(5000, 5000))
+    assert find(known, unknown).scored.losses.item() == pytest.approx(3.0, abs=1e-4)
 
 
 def test_duplicates_in_a_batch_are_all_scored_and_recorded_once() -> None:
@@ -135,17 +197,31 @@ def test_a_score_that_ignores_the_subset_is_refused() -> None:
     record.update(np.array([1]), np.array([9.0]))
     known = KnownLosses(lambda _: torch.ones(4), record, "id")
     with pytest.raises(ScoreError, match=r"shape \(4,\), expected \(3,\)"):
-        find(known, rows(0, 4))
+        judge(known, rows(0, 4), rest=True)
 
 
 def test_the_state_goes_on_with_the_record_and_the_average() -> None:
     """What one knows the other knows."""
     one, other = (KnownLosses(None, LossRecord(capacity=100), "id") for _ in range(2))
     one.observe(np.array([0, 1]), np.array([1.0, 3.0]))
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(find(one, rows(0, 4))[0].losses, find(other, rows(0, 4))[0].losses)
+    find(one, rows(0, 2))
+    other.load_state_dict(one.state_dict(), None)
+    assert torch.equal(find(one, rows(0, 4)).scored.losses, find(other, rows(0, 4)).scored.losses)
     with pytest.raises(RecordError, match="capacity"):
-        KnownLosses(None, LossRecord(capacity=999), "id").load_state_dict(one.state_dict())
+        KnownLosses(None, LossRecord(capacity=999), "id").load_state_dict(one.state_dict(), None)
+
+
+def test_old_losses_are_corrected_by_what_fresh_ones_said() -> None:
+    """The model has halved its losses since: so has the record, as far as selection goes."""
+    record = LossRecord(capacity=1000)
+    known = KnownLosses(None, record, "id")
+    held = np.linspace(0.0, 0.2, 200, dtype=np.float32)
+    known.observe(np.arange(200), held)
+    known.staleness.learn(held, np.zeros(200, np.float32), held / 2)
+    judged = find(known, {"id": np.arange(200), "loss": np.zeros(200)})
+    np.testing.assert_allclose(judged.scored.losses.numpy(), held / 2, atol=2e-3)
+    assert judged.recorded is not None
+    np.testing.assert_array_equal(judged.recorded[:, 0], held)
 
 
 @pytest.mark.parametrize(

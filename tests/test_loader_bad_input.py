@@ -211,7 +211,7 @@ def test_what_was_selected_before_a_source_failed_comes_afterwards() -> None:
     with pytest.raises(SourceError, match="Shaky raised ConnectionResetError after 2 candidate ba"):
         got.extend(loader)
     ids = [i for batch in got for i in batch["id"].tolist()]
-    assert (len(ids), loader.state_dict()["selector"]["buffer"]["filled"]) == (5, 1)
+    assert (len(ids), loader.state_dict()["selector"]["rows"]["filled"]) == (5, 1)
     broken[0] = False
     for batch in loader:
         ids += batch["id"].tolist()
@@ -284,7 +284,7 @@ def test_a_batch_that_cannot_be_used_raises_a_typed_error(name: str) -> None:
         list(loader)
     for secret in ("S3CR3T", "987654"):
         assert secret not in str(caught.value)
-    assert loader.state_dict()["selector"]["buffer"]["filled"] == 3
+    assert loader.state_dict()["selector"]["rows"]["filled"] == 3
     assert sum(len(batch["id"]) for batch in loader) == 8
     assert loader.metrics.samples_seen == 18
 

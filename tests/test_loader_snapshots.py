@@ -72,11 +72,11 @@ def test_a_snapshot_of_another_record_is_refused() -> None:
         make(16).load_state_dict(make(32).state_dict())
 
 
-@pytest.mark.parametrize("state", [{}, {"format": 2}, {"format": "1"}])
+@pytest.mark.parametrize("state", [{}, {"format": 1}, {"format": "2"}])
 def test_a_state_of_another_format_is_refused(state: dict[str, Any]) -> None:
     """The message names both versions."""
     loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
-    with pytest.raises(ValueError, match=r"has format .*, this version reads 1"):
+    with pytest.raises(ValueError, match=r"has format .*, this version reads 2"):
         loader.load_state_dict(state)
 
 

@@ -15,7 +15,7 @@ __all__ = [
 
 PREFIX = "adasel_"
 
-PHASES = ("data_wait", "score", "select", "train", "checkpoint", "other")
+PHASES = ("data_wait", "score", "select", "decode", "train", "checkpoint", "other")
 """Where a second of the training thread can go."""
 
 LOSS_BOUNDS = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-12, 9))
@@ -62,9 +62,16 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "samples_dropped",
         "counter",
-        "Samples discarded before selection.",
+        "Samples discarded: without a finite loss, or chosen and not to be decoded.",
         "reason",
-        ("nonfinite_loss",),
+        ("nonfinite_loss", "decode_error"),
+    ),
+    Family(
+        "decode_rows",
+        "counter",
+        "Rows that were fetched and decoded after selection.",
+        "result",
+        ("decoded", "failed"),
     ),
     Family("selection_target_ratio", "gauge", "Sampling rate in force."),
     Family(

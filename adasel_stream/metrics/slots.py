@@ -95,6 +95,7 @@ class Metrics:
         self.samples_seen = 0
         self.samples_selected = 0
         self.samples_dropped = dict.fromkeys(names["samples_dropped"], 0)
+        self.decode_rows = dict.fromkeys(names["decode_rows"], 0)
         self.score_rows = dict.fromkeys(names["score_rows"], 0)
         self.policy_updates = 0
         self.method_agreed = [0.0] * len(self.methods)
@@ -130,7 +131,7 @@ class Metrics:
         time outside all of them is `other`, so that the phases sum to wall time.
 
         Args:
-            name: data_wait, score, select, train, checkpoint or other.
+            name: data_wait, score, select, decode, train, checkpoint or other.
 
         Raises:
             ValueError: if `name` is none of them.
