@@ -1,0 +1,268 @@
+"""Rows of a record as Parquet, sorted by key, and back; nothing in a file is trusted.
+
+Columns, all required: key uint64, id int64, ema and last float, tick uint32, count and version
+uint16. `id` is what the key was made of, so that other programs can read a file as it is. Row
+groups hold at most `GROUP_ROWS` rows, so that a range of keys is read without most others. Every
+page has a checksum.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa  # type: ignore[import-untyped] # pyarrow ships no types
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from adasel_stream.errors import RecordError
+from adasel_stream.keys import ids_of_keys
+from adasel_stream.record.entries import VALUE, Entries
+
+__all__ = [
+    "GROUP_ROWS",
+    "SHARDS",
+    "DamagedSnapshotError",
+    "RowsFile",
+    "encode_groups",
+    "shards_of",
+    "sorted_groups",
+]
+
+SHARDS: Final = 1024
+"""Virtual shards: a key's top 10 bits name its own."""
+
+GROUP_ROWS: Final = 131_072
+"""Most rows in a row group."""
+
+_SHARD_SHIFT: Final = np.uint64(54)
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field(name, kind, nullable=False)
+        for name, kind in (
+            *(("key", pa.uint64()), ("id", pa.int64())),
+            *(("ema", pa.float32()), ("last", pa.float32()), ("tick", pa.uint32())),
+            *(("count", pa.uint16()), ("version", pa.uint16())),
+        )
+    ]
+)
+_COMPRESSED: Final = ("ema", "last", "tick", "count", "version")
+_READ: Final = ["key", *(VALUE.names or ())]
+# what a row may claim of memory, encoded without any saving, and a page's and a dictionary's own
+_ROW_BYTES: Final = 64
+_GROUP_BYTES: Final = 2**20
+
+
+class DamagedSnapshotError(RecordError):
+    """A file of a snapshot does not hold what it should."""
+
+
+def shards_of(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return the virtual shard of each key, shape (n,), in [0, 1024).
+
+    >>> shards_of(np.array([0, 2**64 - 1], np.uint64)).tolist()
+    [0, 1023]
+    """
+    return keys >> _SHARD_SHIFT
+
+
+def sorted_groups(entries: Entries) -> Iterator[Entries]:
+    """Cut rows into row groups in the order of their keys.
+
+    Args:
+        entries: rows with distinct keys, in any order.
+
+    >>> rows = Entries(np.array([3, 1], np.uint64), np.ones(2, VALUE))
+    >>> [group.keys.tolist() for group in sorted_groups(rows)]
+    [[1, 3]]
+    """
+    order = np.argsort(entries.keys)
+    # numpy moves 16-byte numbers faster than structures of 16 bytes
+    values = entries.values.view(np.complex128)
+    for start in range(0, len(order), GROUP_ROWS):
+        rows = order[start : start + GROUP_ROWS]
+        yield Entries(entries.keys.take(rows), values.take(rows).view(VALUE))
+
+
+def encode_groups(groups: Iterable[Entries], seed: int) -> Iterator[bytes]:
+    """Encode row groups as a Parquet file, piece by piece.
+
+    Args:
+        groups: each of at most `GROUP_ROWS` rows, keys ascending within and across groups.
+        seed: the record's seed, by which ids are had back from keys.
+
+    >>> rows = Entries(np.array([1, 3], np.uint64), np.ones(2, VALUE))
+    >>> b"".join(encode_groups([rows], seed=0))[:4]
+    b'PAR1'
+    """
+    pieces = _Pieces()
+    writer = pq.ParquetWriter(
+        pieces,
+        _SCHEMA,
+        # keys and ids are random bits, which no compression makes smaller
+        compression={n: "zstd" if n in _COMPRESSED else "none" for n in _SCHEMA.names},
+        compression_level=dict.fromkeys(_COMPRESSED, 1),
+        use_dictionary=["tick", "count", "version"],
+        write_page_checksum=True,
+        store_schema=False,
+    )
+    for group in groups:
+        columns = {name: np.ascontiguousarray(group.values[name]) for name in VALUE.names or ()}
+        columns |= {"key": group.keys, "id": ids_of_keys(group.keys, seed)}
+        table = pa.table([columns[name] for name in _SCHEMA.names], schema=_SCHEMA)
+        writer.write_table(table, row_group_size=GROUP_ROWS)
+        yield from pieces.take()
+    writer.close()
+    yield from pieces.take()
+
+
+class RowsFile:
+    """A Parquet file of rows; each is checked when it is read.
+
+    Args:
+        file: an open file, or its bytes in memory; it stays the caller's to close.
+        rows: how many rows it must have.
+        name: what errors call it.
+
+    Raises:
+        DamagedSnapshotError: if it is no such file.
+
+    >>> import io
+    >>> rows = Entries(np.array([1, 3], np.uint64), np.ones(2, VALUE))
+    >>> file = io.BytesIO(b"".join(encode_groups([rows], seed=0)))
+    >>> [group.keys.tolist() for group in RowsFile(file, rows=2, name="example").groups()]
+    [[1, 3]]
+    """
+
+    def __init__(self, file: IO[bytes], rows: int, name: str) -> None:
+        self._name = name
+        with self._arrow_errors():
+            # reading ahead would start Arrow's threads, which do not survive a fork
+            self._file = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
+            # types kept as metadata could be others than the columns' own
+            plain = not self._file.metadata.metadata and self._file.schema_arrow.equals(_SCHEMA)
+        if not plain:
+            raise self._damaged("its columns are not those of a record")
+        metadata = self._file.metadata
+        if metadata.num_rows != rows:
+            raise self._damaged(f"it has {metadata.num_rows} rows, expected {rows}")
+        self._sizes = [self._checked_rows(i) for i in range(metadata.num_row_groups)]
+        if sum(self._sizes) != rows:
+            raise self._damaged("its row groups do not add up")
+
+    def groups(
+        self, shards: range = range(SHARDS), *, skip_damaged: bool = False
+    ) -> Iterator[Entries]:
+        """Read the rows of a range of virtual shards, a row group at a time, keys ascending.
+
+        Args:
+            shards: a contiguous part of [0, 1024).
+            skip_damaged: leave out a damaged row group instead of raising.
+
+        Raises:
+            DamagedSnapshotError: if a row group cannot be read or holds what no record could.
+        """
+        last_key = -1
+        for group, rows in enumerate(self._sizes):
+            if rows == 0 or not self._reaches(group, shards):
+                continue
+            try:
+                entries = self._read(group, rows, last_key)
+            except DamagedSnapshotError:
+                if skip_damaged:
+                    continue
+                raise
+            last_key = int(entries.keys[-1])
+            yield _within(entries, shards)
+
+    def _checked_rows(self, group: int) -> int:
+        metadata = self._file.metadata.row_group(group)
+        rows = int(metadata.num_rows)
+        if not 0 <= rows <= GROUP_ROWS:
+            raise self._damaged(f"a row group has {rows} rows, expected at most {GROUP_ROWS}")
+        if metadata.total_byte_size > rows * _ROW_BYTES + _GROUP_BYTES:
+            raise self._damaged(f"{rows} rows claim {metadata.total_byte_size} bytes")
+        return rows
+
+    def _reaches(self, group: int, shards: range) -> bool:
+        # only which groups to leave out is taken from here; without it every group is read
+        statistics = self._file.metadata.row_group(group).column(0).statistics
+        if len(shards) == SHARDS or statistics is None or not statistics.has_min_max:
+            return True
+        first, last = int(statistics.min) >> 54, int(statistics.max) >> 54
+        return first < shards.stop and last >= shards.start
+
+    def _read(self, group: int, rows: int, last_key: int) -> Entries:
+        with self._arrow_errors():
+            table = self._file.read_row_group(group, columns=_READ, use_threads=False)
+        values = np.empty(rows, VALUE)
+        if len(table) != rows:
+            raise self._damaged(f"a row group has {len(table)} rows, expected {rows}")
+        for name in VALUE.names or ():
+            values[name] = table.column(name).to_numpy()
+        keys = cast("npt.NDArray[np.uint64]", table.column("key").to_numpy())
+        for holds, what in (
+            (int(keys[0]) > last_key and (keys[1:] > keys[:-1]).all(), "its keys are not in order"),
+            ((values["tick"] > 0).all(), "a row has tick 0"),
+            ((values["count"] > 0).all(), "a row has count 0"),
+            (np.isfinite(values["ema"]).all(), "an average is not finite"),
+            (np.isfinite(values["last"]).all(), "a loss is not finite"),
+        ):
+            if not holds:
+                raise self._damaged(what)
+        return Entries(keys, values)
+
+    @contextmanager
+    def _arrow_errors(self) -> Iterator[None]:
+        try:
+            yield
+        # KeyError and UnicodeDecodeError: names of columns and metadata are bytes of the file
+        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+            # Arrow's own words may show content
+            raise self._damaged(f"Arrow cannot read it: {type(error).__name__}") from error
+
+    def _damaged(self, reason: str) -> DamagedSnapshotError:
+        return DamagedSnapshotError(f"{self._name} is damaged: {reason}")
+
+
+def _within(entries: Entries, shards: range) -> Entries:
+    if len(shards) == SHARDS:
+        return entries
+    begin, end = np.searchsorted(shards_of(entries.keys), [shards.start, shards.stop])
+    return Entries(entries.keys[begin:end], entries.values[begin:end])
+
+
+class _Pieces:
+    """A file to Arrow, whose content is taken away as it comes."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._pieces: list[bytes] = []
+        self._bytes = 0
+
+    def write(self, piece: Any) -> int:
+        self._pieces.append(bytes(piece))
+        self._bytes += len(self._pieces[-1])
+        return len(self._pieces[-1])
+
+    def take(self) -> list[bytes]:
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def tell(self) -> int:
+        return self._bytes
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,207 @@
+"""Keep a record in a folder: restored at the beginning, saved in the background."""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from weakref import WeakSet
+
+from adasel_stream.errors import RecordError
+from adasel_stream.record.snapshots.copying import Recorded
+from adasel_stream.record.snapshots.folder import SnapshotFolder
+from adasel_stream.record.snapshots.layout import rank_folder
+from adasel_stream.record.snapshots.manifest import Cursors
+from adasel_stream.record.snapshots.restore import restore
+from adasel_stream.record.snapshots.retire import retire_layouts
+
+__all__ = ["SnapshotCounts", "SnapshotKeeper"]
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotCounts:
+    """What became of a record's snapshots.
+
+    Attributes:
+        saved: snapshots written since the record was opened.
+        failed: snapshots that could not be written.
+        damaged_files: files that could not be used when the record was opened.
+        restored_rows: rows read when the record was opened.
+        created_s: seconds since 1970 at which the current snapshot was complete, 0 before the
+            first; it may be of an earlier run.
+        duration_s: seconds that the last one took to copy and write.
+        written_bytes: size of the files that the last one wrote.
+        total_bytes: size of all files of the current snapshot.
+    """
+
+    saved: int = 0
+    failed: int = 0
+    damaged_files: int = 0
+    restored_rows: int = 0
+    created_s: float = 0.0
+    duration_s: float = 0.0
+    written_bytes: int = 0
+    total_bytes: int = 0
+
+
+class SnapshotKeeper:
+    """Owns the folder of one rank's record, for as long as it is not closed.
+
+    Args:
+        record: new; what the folder holds is put into it.
+        path: the record's folder, created if it is not there.
+        save_every_s: seconds from the end of one snapshot to the beginning of the next.
+        rank: of this record, in [0, world_size).
+        world_size: number of ranks, in [1, 1024].
+        salvage: go on from a damaged base with what can be read of it.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        RecordError: if the folder has another owner or cannot be restored from.
+    """
+
+    def __init__(
+        self,
+        record: Recorded,
+        path: str | os.PathLike[str],
+        *,
+        save_every_s: float,
+        rank: int = 0,
+        world_size: int = 1,
+        salvage: bool = False,
+    ) -> None:
+        if not 0 < save_every_s <= threading.TIMEOUT_MAX:
+            raise ValueError(f"save_every_s must be a positive number, got {save_every_s}")
+        self._record, self._path = record, Path(path)
+        self._folder = SnapshotFolder(rank_folder(path, rank, world_size), rank, world_size)
+        try:
+            restored = restore(record, self._path, self._folder, salvage=salvage)
+        except BaseException:
+            self._folder.close()
+            raise
+        manifest = self._folder.manifest
+        self._cursors: Cursors = manifest.cursors if manifest else {}
+        self._counts = SnapshotCounts(
+            damaged_files=restored.damaged_files,
+            restored_rows=restored.rows,
+            created_s=manifest.created_s if manifest and manifest.generation else 0.0,
+            total_bytes=sum(file.bytes for file in manifest.files) if manifest else 0,
+        )
+        self._save_every_s = save_every_s
+        self._saving, self._closing = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(
+            target=self._save_for_ever, name="adasel-record-snapshots", daemon=True
+        )
+        _open_keepers.add(self)
+        atexit.register(self.close)
+        self._thread.start()
+
+    @property
+    def counts(self) -> SnapshotCounts:
+        """What became of the snapshots so far."""
+        return self._counts
+
+    @property
+    def cursors(self) -> Cursors:
+        """How far the segments of each serving writer are in a durable snapshot."""
+        return dict(self._cursors)
+
+    def save(self, *, full: bool = False) -> None:
+        """Write a snapshot now, after one that is under way.
+
+        Args:
+            full: write a new base and drop the deltas.
+
+        Raises:
+            RecordError: if it cannot be written, the one before is intact then; or if this
+                process does not own the folder, being a forked child, or having closed it.
+        """
+        if not self._folder.lock.held:
+            raise RecordError(
+                f"record folder {str(self._folder.path)!r} is not held by this process: it was "
+                "closed, or this is a forked child, which does not keep its parent's record"
+            )
+        with self._saving:
+            began_s = time.monotonic()
+            try:
+                manifest = self._folder.save(self._record, full=full)
+            except (OSError, MemoryError) as error:
+                self._counts = replace(self._counts, failed=self._counts.failed + 1)
+                reason = getattr(error, "strerror", None) or type(error).__name__
+                raise RecordError(
+                    f"cannot write a snapshot to {str(self._folder.path)!r}: {reason}; the one "
+                    "before is intact"
+                ) from error
+            new = [file for file in manifest.files if f"-{manifest.generation:012d}." in file.name]
+            self._cursors = manifest.cursors
+            self._counts = replace(
+                self._counts,
+                saved=self._counts.saved + 1,
+                created_s=manifest.created_s,
+                duration_s=time.monotonic() - began_s,
+                written_bytes=sum(file.bytes for file in new),
+                total_bytes=sum(file.bytes for file in manifest.files),
+            )
+            retire_layouts(self._path, self._folder)
+
+    def close(self) -> None:
+        """Write a last snapshot and give the folder up; again, it does nothing.
+
+        Raises:
+            RecordError: if the last snapshot cannot be written; the folder is given up.
+        """
+        atexit.unregister(self.close)
+        _open_keepers.discard(self)
+        if self._closing.is_set() or not self._folder.lock.held:
+            return
+        self._closing.set()
+        self._thread.join()
+        try:
+            self.save()
+        finally:
+            self._folder.close()
+
+    def before_fork(self) -> None:
+        """Let no slice be half copied when a process forks."""
+        self._record.lock.acquire()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Go on; a child has a record that nobody keeps."""
+        if in_child:
+            self._record.copying = False
+        self._record.lock.release()
+
+    def _save_for_ever(self) -> None:
+        while not self._closing.wait(self._save_every_s):
+            try:
+                self.save()
+            except RecordError as error:
+                _log.warning("%s; trying again in %g s", error, self._save_every_s)
+
+
+_open_keepers: Final[WeakSet[SnapshotKeeper]] = WeakSet()
+_forking: Final[list[SnapshotKeeper]] = []
+
+
+def _before_fork() -> None:
+    _forking.extend(_open_keepers)
+    for keeper in _forking:
+        keeper.before_fork()
+
+
+def _after_fork(*, in_child: bool) -> None:
+    for keeper in _forking:
+        keeper.after_fork(in_child=in_child)
+    _forking.clear()
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=lambda: _after_fork(in_child=False),
+    after_in_child=lambda: _after_fork(in_child=True),
+)
