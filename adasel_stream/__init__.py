@@ -10,12 +10,14 @@
 
 from adasel_stream.adaselection import Policy
 from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
+from adasel_stream.decoded import Decoding
 from adasel_stream.loader import SelectingLoader
 from adasel_stream.policies import paper, unbiased
 from adasel_stream.record import LossRecord
 from adasel_stream.types import LossBatch, Preference, Scored
 
 __all__ = [
+    "Decoding",
     "LossBatch",
     "LossRecord",
     "Policy",

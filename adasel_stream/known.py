@@ -294,7 +294,8 @@ def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, 
     samples: list[Sample] = [outcomes[row] for row in good]
     if len(good) < len(outcomes):
         ids = None if group.ids is None else group.ids[good]
-        group = group._replace(leaves=chosen_rows(group.leaves, torch.tensor(good)), ids=ids)
+        kept = chosen_rows(group.leaves, torch.tensor(good, dtype=torch.int64))
+        group = group._replace(leaves=kept, ids=ids)
     return group, samples
 
 

@@ -68,6 +68,7 @@ def test_a_module_exports_its_own_public_names(name: str) -> None:
 def test_the_front_door_is_what_the_readme_needs() -> None:
     """A change here is a change for every user."""
     assert adasel_stream.__all__ == [
+        "Decoding",
         "LossBatch",
         "LossRecord",
         "Policy",
