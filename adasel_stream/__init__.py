@@ -8,18 +8,24 @@
 16
 """
 
-from adasel_stream.adaselection import Policy
-from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
-from adasel_stream.decoded import Decoding
-from adasel_stream.loader import SelectingLoader
-from adasel_stream.policies import paper, unbiased
-from adasel_stream.record import LossRecord
-from adasel_stream.types import LossBatch, Preference, Scored
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adasel_stream.adaselection import Policy
+    from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
+    from adasel_stream.decoded import Decoding
+    from adasel_stream.loader import SelectingLoader
+    from adasel_stream.policies import paper, unbiased
+    from adasel_stream.record import LossRecord
+    from adasel_stream.serving import LossWriter
+    from adasel_stream.types import LossBatch, Preference, Scored
 
 __all__ = [
     "Decoding",
     "LossBatch",
     "LossRecord",
+    "LossWriter",
     "Policy",
     "Preference",
     "Scored",
@@ -29,3 +35,24 @@ __all__ = [
     "save_checkpoint",
     "unbiased",
 ]
+
+_HOMES = {
+    "adaselection": ("Policy",),
+    "checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "decoded": ("Decoding",),
+    "loader": ("SelectingLoader",),
+    "policies": ("paper", "unbiased"),
+    "record": ("LossRecord",),
+    "serving": ("LossWriter",),
+    "types": ("LossBatch", "Preference", "Scored"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # only what is asked for is imported: a serving process that writes losses needs no torch
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"{__name__}.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,8 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,7 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
         "Decoding",
         "LossBatch",
         "LossRecord",
+        "LossWriter",
         "Policy",
         "Preference",
         "Scored",
@@ -81,3 +84,15 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
         "unbiased",
     ]
     assert (Path(adasel_stream.__file__).parent / "py.typed").exists()
+    with pytest.raises(AttributeError, match="'adasel_stream' has no attribute 'Loader'"):
+        _ = adasel_stream.Loader
+
+
+def test_each_public_name_is_imported_when_it_is_asked_for() -> None:
+    """A process that writes losses loads neither torch nor pyarrow."""
+    code = (
+        "import sys; from adasel_stream import LossWriter; "
+        "print(sorted({'torch', 'pyarrow', 'prometheus_client'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
