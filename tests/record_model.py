@@ -1,11 +1,17 @@
 """The loss record's tests share these: a model in plain Python, a clock, ids and comparisons."""
 
-from typing import Any, TypedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
-from adasel_stream.record import LossRecord
+from adasel_stream.record import LossRecord, loss_record
+from adasel_stream.record.engine import Engine
+from adasel_stream.record.engines import make_engine
+from adasel_stream.record.table import Table
 
 WORD = 2**64
 """How many keys there are."""
@@ -50,9 +56,18 @@ def _finalise(bits: int) -> int:
     return bits ^ (bits >> 33)
 
 
+def bucket_first(key: int) -> int:
+    """Return what orders keys by bucket: their bits after the top 10, then those."""
+    return (key << 10) % WORD | key >> 54
+
+
 def bucket_of(key: int, buckets: int) -> int:
     """Return the bucket from the 32 bits after the top 10."""
     return (key >> 22) % 2**32 * buckets >> 32
+
+
+Observed: TypeAlias = tuple[float, int, int]
+"""One loss that was recorded, with its tick and version."""
 
 
 class Model:
@@ -61,7 +76,8 @@ class Model:
     def __init__(self, buckets: int, decay: float, seed: int) -> None:
         self.buckets: dict[int, list[Row | None]] = {b: [None] * 8 for b in range(buckets)}
         self.decay, self.seed, self.tick = decay, seed, 1
-        self.evicted = self.dropped = self.rejected = 0
+        self.dropped = self.rejected = 0
+        self.evicted_ages_s: list[int] = []
 
     def way(self, key: int) -> tuple[list[Row | None], int | None]:
         """Return a key's bucket and where in it the key is."""
@@ -69,43 +85,63 @@ class Model:
         ways = [way for way, row in enumerate(bucket) if row is not None and row["key"] == key]
         return bucket, ways[0] if ways else None
 
-    def update(self, ids: list[int], losses: list[float], version: int) -> None:
-        """Record a batch."""
-        groups: dict[int, list[float]] = {}
-        for id_, loss in zip(ids, losses, strict=True):
+    def update(
+        self,
+        ids: list[int],
+        losses: list[float],
+        versions: int | list[int] = 0,
+        ages_s: int | list[int] = 0,
+    ) -> None:
+        """Record a batch; one version and one age are those of all rows."""
+        versions = [versions] * len(ids) if isinstance(versions, int) else versions
+        ages_s = [ages_s] * len(ids) if isinstance(ages_s, int) else ages_s
+        groups: dict[int, list[Observed]] = {}
+        for id_, loss, version, age_s in zip(ids, losses, versions, ages_s, strict=True):
             if abs(loss) <= LARGEST:
-                groups.setdefault(key_of(id_, self.seed), []).append(float(np.float32(loss)))
+                tick = min(self.tick, max(1, self.tick - age_s))
+                observed = (float(np.float32(loss)), tick, version % 65536)
+                groups.setdefault(key_of(id_, self.seed), []).append(observed)
             else:
                 self.rejected += 1
-        new: dict[int, list[int]] = {}
-        for key in sorted(groups, key=lambda key: (key << 10) % WORD | key >> 54):
+        new: dict[int, list[Row]] = {}
+        for key in sorted(groups, key=bucket_first):
             bucket, way = self.way(key)
+            old = None if way is None else bucket[way]
+            row = self._row(key, groups[key], old)
             if way is None:
-                new.setdefault(bucket_of(key, len(self.buckets)), []).append(key)
+                new.setdefault(bucket_of(key, len(self.buckets)), []).append(row)
             else:
-                old = bucket[way]
-                assert old is not None
-                bucket[way] = self._row(key, groups[key], version, old)
-        for number, keys in new.items():
-            bucket = self.buckets[number]
-            turn = keys[0] % 8
-            ages = [(row["tick"] if row else 0, way ^ turn) for way, row in enumerate(bucket)]
-            for key, (tick, turned) in zip(keys, sorted(ages), strict=False):
-                bucket[turned ^ turn] = self._row(key, groups[key], version, None)
-                self.evicted += tick > 0
-            self.dropped += max(0, len(keys) - 8)
+                bucket[way] = row
+        for number, rows in new.items():
+            self._insert(self.buckets[number], sorted(rows, key=lambda row: -row["tick"]))
 
-    def _row(self, key: int, losses: list[float], version: int, old: Row | None) -> Row:
-        mean = sum(sorted(losses)) / len(losses)
-        ema = mean if old is None else mean + self.decay ** len(losses) * (old["ema"] - mean)
-        return Row(
+    def _insert(self, bucket: list[Row | None], rows: list[Row]) -> None:
+        turn = rows[0]["key"] % 8
+        ages = [(row["tick"] if row else 0, way ^ turn) for way, row in enumerate(bucket)]
+        placed = 0
+        for row, (tick, turned) in zip(rows, sorted(ages), strict=False):
+            if row["tick"] >= tick:
+                bucket[turned ^ turn] = row
+                placed += 1
+                if tick > 0:
+                    self.evicted_ages_s.append(self.tick - tick)
+        self.dropped += len(rows) - placed
+
+    def _row(self, key: int, observed: list[Observed], old: Row | None) -> Row:
+        mean = sum(sorted(loss for loss, _, _ in observed)) / len(observed)
+        ema = mean if old is None else mean + self.decay ** len(observed) * (old["ema"] - mean)
+        tick, version = max((tick, version) for _, tick, version in observed)
+        row = Row(
             key=key,
             ema=float(np.float32(ema)),
             last=float(np.float32(mean)),
-            tick=self.tick,
-            count=min(65535, len(losses) + (old["count"] if old else 0)),
-            version=version % 65536,
+            tick=tick,
+            count=min(65535, len(observed) + (old["count"] if old else 0)),
+            version=version,
         )
+        if old is not None and tick < old["tick"]:
+            row.update({"last": old["last"], "tick": old["tick"], "version": old["version"]})
+        return row
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the slots in use and their rows, as `state_dict` lists them."""
@@ -126,6 +162,18 @@ def ints(*ids: int) -> npt.NDArray[np.int64]:
 def floats(*losses: float) -> npt.NDArray[np.float32]:
     """Return an array of losses."""
     return np.array(losses, np.float32)
+
+
+@contextmanager
+def computing_with(engine: str) -> Iterator[None]:
+    """Let every record that is constructed meanwhile with engine "auto" take this one."""
+
+    def make(name: str, table: Table, seed: int) -> Engine:
+        return make_engine(engine if name == "auto" else name, table, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_record, "make_engine", make)
+        yield
 
 
 def same_bucket(count: int, buckets: int, seed: int = 0) -> list[int]:
@@ -154,5 +202,6 @@ def assert_is_model(record: LossRecord, model: Model) -> None:
     np.testing.assert_allclose(table["ema"], expected["ema"], rtol=1e-6)
     assert len(record) == len(expected["keys"])
     counts = record.counts
-    assert (counts["evicted"], counts["dropped"]) == (model.evicted, model.dropped)
-    assert counts["rejected"] == model.rejected
+    assert counts["evicted"] == len(model.evicted_ages_s) == record.evicted_ages.counts.sum()
+    assert record.evicted_ages.sum_s == sum(model.evicted_ages_s)
+    assert (counts["dropped"], counts["rejected"]) == (model.dropped, model.rejected)

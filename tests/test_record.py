@@ -1,16 +1,25 @@
 """The loss record: its size, which ids it keeps, and what it answers of them."""
 
 import tracemalloc
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from adasel_stream.record import LossRecord
-from tests.record_model import LARGEST, Clock, floats, ints, same_bucket
+from tests.record_model import LARGEST, Clock, computing_with, floats, ints, same_bucket
+
+
+@pytest.fixture(autouse=True, scope="module", params=["numpy", "numba"])
+def every_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test of this module with both engines."""
+    with computing_with(request.param):
+        yield
 
 
 def test_a_record_takes_24_bytes_a_slot_and_never_grows() -> None:
     """Memory is taken at construction; a hundred times as many ids do not add to it."""
+    LossRecord(1).update(ints(1), floats(1))  # whatever the engine needs, once
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
@@ -216,6 +225,7 @@ def test_hits_misses_and_stale_add_up_to_the_rows_looked_up() -> None:
         "hits": 3,
         "misses": 1,
         "stale": 0,
+        "stale_version": 0,
         "evicted": 0,
         "dropped": 0,
         "rejected": 0,

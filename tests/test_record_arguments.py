@@ -1,5 +1,6 @@
 """What the loss record takes, leaves unchanged, gives back and refuses."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
-from tests.record_model import floats, ints
+from tests.record_model import computing_with, floats, ints
+
+
+@pytest.fixture(autouse=True, scope="module", params=["numpy", "numba"])
+def every_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test of this module with both engines."""
+    with computing_with(request.param):
+        yield
 
 
 def test_empty_batches_are_fine() -> None:
@@ -67,7 +75,7 @@ def test_lists_of_names_are_never_changed() -> None:
         (np.array(1), np.array(1.0), r"shape \(\)"),
         (ints(1), [1.0], "losses must be a floating-point numpy array, got list"),
         (ints(1), ints(1), "losses must be a floating-point numpy array, got int64"),
-        (ints(1, 2), floats(1), r"losses have shape \(1,\), expected \(2,\): one loss per id"),
+        (ints(1, 2), floats(1), r"losses have shape \(1,\), expected \(2,\): one for each id"),
         (ints(1), np.array([[1.0]]), r"losses have shape \(1, 1\), expected \(1,\)"),
     ],
 )

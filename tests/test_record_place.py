@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
 from adasel_stream.record.entries import VALUE, Entries
-from tests.record_model import WORD, Clock, bucket_of, floats, ints, key_of, same_bucket
+from tests.record_model import Clock, bucket_first, bucket_of, floats, ints, key_of, same_bucket
 
 _NOW = 900
 
@@ -54,7 +54,7 @@ def expected(rows: list[tuple[int, int, float]], buckets: int) -> dict[int, tupl
     kept: dict[int, tuple[int, float]] = {}
     for bucket in range(buckets):
         keys = [key for key in newest if bucket_of(key, buckets) == bucket]
-        keys.sort(key=lambda key: (-newest[key][0], (key << 10) % WORD | key >> 54))
+        keys.sort(key=lambda key: (-newest[key][0], bucket_first(key)))
         kept |= {key: newest[key] for key in keys[:8]}
     return kept
 

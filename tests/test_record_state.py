@@ -1,6 +1,6 @@
 """Snapshots of the loss record: restored, copied and damaged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,14 @@ import pytest
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
-from tests.record_model import Clock, assert_same_state, floats, ints, same_bucket
+from tests.record_model import Clock, assert_same_state, computing_with, floats, ints, same_bucket
+
+
+@pytest.fixture(autouse=True, scope="module", params=["numpy", "numba"])
+def every_engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run each test of this module with both engines."""
+    with computing_with(request.param):
+        yield
 
 
 def train(record: LossRecord, clock: Clock, steps: int, seed: int) -> None:

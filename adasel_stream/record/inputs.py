@@ -1,17 +1,19 @@
 """Check what callers hand to a record, and bring it into the table's types."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from operator import index
+from typing import Any, Final, SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
-from adasel_stream.keys import instance_ids, keys_of_ids
+from adasel_stream.keys import instance_ids
 
-__all__ = ["finite_rows", "keys_of", "number", "whole"]
+__all__ = ["float_rows", "int_ids", "number", "ticks_of", "versions_of", "whole"]
 
 _WANTED_IDS: Final = "ids must be an int64 array of shape (b,) or a list of str"
+_VERSIONS: Final = 2**16
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -47,67 +49,113 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def keys_of(ids: object, seed: int) -> npt.NDArray[np.uint64]:
-    """Turn ids into keys, strings by way of their integer ids.
+def int_ids(ids: object) -> npt.NDArray[np.int64]:
+    """Return ids as integers, strings by way of their `instance_ids`.
 
     Args:
         ids: what the caller gave.
-        seed: the record's seed.
 
     Returns:
-        A key for each id, shape (b,).
+        Shape (b,), int64, contiguous.
 
     Raises:
         RecordError: if ids have a wrong type or shape.
 
-    >>> keys_of(["a", "b"], seed=0).dtype
-    dtype('uint64')
+    >>> int_ids(["a", "b"]).dtype, int_ids(np.array([7, 8], np.int16)).tolist()
+    (dtype('int64'), [7, 8])
     """
     if isinstance(ids, np.ndarray):
-        return _int_keys(ids, seed)
+        if ids.dtype == np.int64 and ids.ndim == 1:
+            return np.ascontiguousarray(ids)
+        if ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64) or ids.ndim != 1:
+            raise RecordError(f"{_WANTED_IDS}, got an array of {ids.dtype}, shape {ids.shape}")
+        return ids.astype(np.int64)
     if isinstance(ids, (list, tuple)):
-        return _string_keys(ids, seed)
+        names: Sequence[Any] = ids
+        try:
+            return instance_ids(names)
+        except TypeError as error:
+            kinds = sorted({type(item).__name__ for item in names} - {"str"})
+            what = f"{type(ids).__name__} with {kinds}"
+            raise RecordError(f"{_WANTED_IDS}, got a {what}") from error
     raise RecordError(f"{_WANTED_IDS}, got {type(ids).__name__}")
 
 
-def finite_rows(
-    keys: npt.NDArray[np.uint64], losses: object
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float32], int]:
-    """Return the rows whose loss is a finite float32, and the number of others.
+def float_rows(name: str, numbers: object, rows: int) -> npt.NDArray[np.float32]:
+    """Return one number for each id as float32; what is beyond its range becomes infinite.
+
+    Returns:
+        Shape (rows,), float32, contiguous.
 
     Raises:
-        RecordError: if losses are not floating point, shape (b,).
+        RecordError: if they are not floating point, shape (rows,).
 
-    >>> finite_rows(np.array([1, 2], np.uint64), np.array([np.inf, 0.5]))[1:]
-    (array([0.5], dtype=float32), 1)
+    >>> float_rows("losses", np.array([0.5, 1e300]), rows=2)
+    array([0.5, inf], dtype=float32)
     """
-    if not isinstance(losses, np.ndarray) or losses.dtype.kind != "f":
-        what = losses.dtype if isinstance(losses, np.ndarray) else type(losses).__name__
-        raise RecordError(f"losses must be a floating-point numpy array, got {what}")
-    if losses.shape != keys.shape:
+    if not isinstance(numbers, np.ndarray) or numbers.dtype.kind != "f":
+        what = numbers.dtype if isinstance(numbers, np.ndarray) else type(numbers).__name__
+        raise RecordError(f"{name} must be a floating-point numpy array, got {what}")
+    if numbers.shape != (rows,):
+        raise RecordError(f"{name} have shape {numbers.shape}, expected ({rows},): one for each id")
+    if numbers.dtype == np.float32:
+        return np.ascontiguousarray(numbers)
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)
+
+
+def ticks_of(age_s: object, rows: int, now: int) -> npt.NDArray[np.uint32]:
+    """Turn ages into ticks.
+
+    Args:
+        age_s: seconds, one number or one for each row; less than 0, by a clock that runs ahead,
+            counts as 0, and what is older than the record as its first second.
+        rows: number of rows.
+        now: the record's time.
+
+    Returns:
+        Ticks in [1, now], shape (rows,), or (1,) for one age.
+
+    Raises:
+        RecordError: if ages are no numbers, NaN, or not shape (rows,).
+
+    >>> ticks_of(np.array([0.0, 1.5, -3.0, np.inf]), rows=4, now=9).tolist()
+    [9, 8, 9, 1]
+    """
+    if type(age_s) in (float, int) and age_s == 0:
+        return np.array([now], np.uint32)
+    ages = np.asarray(age_s)
+    if ages.dtype.kind not in "iuf" or ages.shape not in ((), (rows,)) or np.isnan(ages).any():
         raise RecordError(
-            f"losses have shape {losses.shape}, expected {keys.shape}: one loss per id"
+            f"age_s must be seconds, one number or shape ({rows},), without NaN, "
+            f"got {ages.dtype} of shape {ages.shape}"
         )
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is rejected
-        values = losses.astype(np.float32, copy=False)
-    finite = np.isfinite(values)
-    if finite.all():
-        return keys, values, 0
-    kept = finite.nonzero()[0]
-    return keys.take(kept), values.take(kept), len(keys) - len(kept)
+    whole_s = np.floor(ages.astype(np.float64)).clip(0, now - 1)
+    return np.uint32(now) - whole_s.astype(np.uint32).reshape(-1)
 
 
-def _int_keys(ids: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
-    """Turn an array of integers into keys."""
-    if ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64) or ids.ndim != 1:
-        raise RecordError(f"{_WANTED_IDS}, got an array of {ids.dtype}, shape {ids.shape}")
-    return keys_of_ids(ids.astype(np.int64, copy=False), seed)
+def versions_of(version: object, rows: int) -> npt.NDArray[np.uint16]:
+    """Return model versions modulo 65,536.
 
+    Args:
+        version: an integer, or an array with one for each row.
+        rows: number of rows.
 
-def _string_keys(ids: Sequence[Any], seed: int) -> npt.NDArray[np.uint64]:
-    """Turn a sequence of strings into keys."""
-    try:
-        return keys_of_ids(instance_ids(ids), seed)
-    except TypeError as error:
-        kinds = sorted({type(item).__name__ for item in ids} - {"str"})
-        raise RecordError(f"{_WANTED_IDS}, got a {type(ids).__name__} with {kinds}") from error
+    Returns:
+        Shape (rows,), or (1,) for one version; uint16.
+
+    Raises:
+        TypeError: if it is no integer.
+        RecordError: if an array is of another type or not shape (rows,).
+
+    >>> versions_of(65_536 + 3, rows=2).tolist()
+    [3]
+    """
+    if not isinstance(version, np.ndarray) or version.ndim == 0:
+        return np.array([index(cast("SupportsIndex", version)) % _VERSIONS], np.uint16)
+    if version.dtype.kind not in "iu" or version.shape != (rows,):
+        raise RecordError(
+            f"version must be an integer or integers of shape ({rows},), "
+            f"got {version.dtype} of shape {version.shape}"
+        )
+    return np.ascontiguousarray(version.astype(np.uint16, copy=False))

@@ -1,10 +1,8 @@
 """The loss record: what the last passes said of each instance, in constant memory."""
 
-import math
 import threading
 import time
 from collections.abc import Callable
-from operator import index
 from typing import Any, Final
 
 import numpy as np
@@ -12,22 +10,31 @@ import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
 from adasel_stream.keys import ids_of_keys
+from adasel_stream.record.engine import Stamps, Window
+from adasel_stream.record.engines import make_engine
 from adasel_stream.record.entries import Entries, check_entries
-from adasel_stream.record.inputs import finite_rows, keys_of, number, whole
+from adasel_stream.record.evicted import EVICTED_CELLS, EvictedAges, read_ages
+from adasel_stream.record.inputs import float_rows, int_ids, ticks_of, versions_of
 from adasel_stream.record.known import Items, Known
-from adasel_stream.record.merge import merge
 from adasel_stream.record.placing import place
-from adasel_stream.record.state import dump_table, load_table, read_cursors, read_field
-from adasel_stream.record.table import MIN_BUCKETS, WAYS, Stamp, Table
+from adasel_stream.record.settings import check_settings
+from adasel_stream.record.state import (
+    dump_table,
+    load_table,
+    read_cursors,
+    read_field,
+    read_numbers,
+)
+from adasel_stream.record.table import Table
 from adasel_stream.record.ticks import Ticks
 from adasel_stream.types import Ids
 
 __all__ = ["LossRecord"]
 
-_MAX_CAPACITY: Final = 2**34
-_MAX_SEED: Final = 2**64 - 1
-_VERSIONS: Final = 2**16
-_COUNTS: Final = ("hits", "misses", "stale", "evicted", "dropped", "rejected")
+_COUNTS: Final = (
+    *("hits", "misses", "stale", "stale_version"),
+    *("evicted", "dropped", "rejected"),
+)
 
 
 class LossRecord:
@@ -47,10 +54,14 @@ class LossRecord:
         decay: what one new loss leaves of the old average, in [0, 1).
         max_age_s: age in seconds above which a loss counts as unknown, positive, or None for no
             limit. Ages are whole seconds.
+        max_version_lag: how far the version of a loss may be from the record's `version`, before
+            or after it, without counting as unknown; in [0, 32768], or None for no limit.
         seed: in [0, 2**64); it decides which ids share a bucket.
         clock: returns seconds. A step backwards counts as no time passed. Which id makes room
             follows the clock, so a run that must be repeated bit for bit with a full record
             needs one that follows the data, such as the event time or a count of steps.
+        engine: "numpy", "numba", which is several times as fast and compiles for a second or two
+            at first use, or "auto" for numba where it is installed. Both give the same record.
 
     Attributes:
         lock: may be taken again by the thread that holds it.
@@ -78,28 +89,19 @@ class LossRecord:
         *,
         decay: float = 0.9,
         max_age_s: float | None = None,
+        max_version_lag: int | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.time,
+        engine: str = "auto",
     ) -> None:
-        buckets = -(-whole("capacity", capacity, 1, _MAX_CAPACITY) // WAYS)
-        self._seed = whole("seed", seed, 0, _MAX_SEED)
-        self._decay = number("decay", decay)
-        if not 0 <= self._decay < 1:
-            raise ValueError(
-                f"decay must be in [0, 1), got {decay}: it is what one new loss leaves of the "
-                "old average"
-            )
-        self._max_age_s = math.inf if max_age_s is None else number("max_age_s", max_age_s)
-        if not self._max_age_s > 0:
-            raise ValueError(
-                f"max_age_s must be a positive number of seconds, got {max_age_s}: "
-                "pass None for no limit"
-            )
         if not callable(clock):
             raise TypeError(f"clock must return seconds when called, got {type(clock).__name__}")
-        self._table = Table(max(MIN_BUCKETS, buckets))
+        self._settings = check_settings(capacity, decay, max_age_s, max_version_lag, seed)
+        self._table = Table(self._settings.buckets)
+        self._engine = make_engine(engine, self._table, self._settings.seed)
         self._clock = clock
         self._ticks = Ticks(clock)
+        self._version = 0
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.cursors: dict[str, tuple[int, int]] = {}
         self.lock = threading.RLock()
@@ -121,7 +123,7 @@ class LossRecord:
     @property
     def seed(self) -> int:
         """What decides which ids share a bucket; keys are exchanged only under one seed."""
-        return self._seed
+        return self._settings.seed
 
     @property
     def tick(self) -> int:
@@ -130,26 +132,64 @@ class LossRecord:
             return self._ticks.now()
 
     @property
+    def engine(self) -> str:
+        """What computes: "numpy" or "numba"."""
+        return self._engine.name
+
+    @property
+    def version(self) -> int:
+        """Current model version, in [0, 65,535]; setting it takes any integer modulo 65,536."""
+        return self._version
+
+    @version.setter
+    def version(self, version: int) -> None:
+        self._version = int(versions_of(version, rows=0)[0])
+
+    @property
     def counts(self) -> dict[str, int]:
         """Rows counted since the beginning, by what became of them.
 
-        `hits`, `misses` and `stale` add up to the rows looked up. `evicted` ids made room for
-        others, `dropped` ids found no room because their batch brought more than eight new ones
-        for a bucket, `rejected` rows had a loss that is not a finite float32.
+        `hits`, `misses` and `stale` add up to the rows looked up; `stale_version` are those of
+        `stale` that are young enough, but of a version too far away. `evicted` ids made room for
+        others, `dropped` ids found none because their batch brought more than eight new ones for
+        a bucket or younger ones were there, `rejected` rows had a loss that is not a finite
+        float32.
         """
         return dict(self._counts)
 
-    def update(self, ids: Ids, losses: npt.NDArray[np.floating[Any]], *, version: int = 0) -> None:
+    @property
+    def evicted_ages(self) -> EvictedAges:
+        """How old the losses of `evicted` ids were, see `EVICTED_AGE_BOUNDS_S`.
+
+        Ages below the time after which an instance comes back mean that the record is too small.
+        """
+        with self.lock:
+            return read_ages(self._table.evicted)
+
+    def update(
+        self,
+        ids: Ids,
+        losses: npt.NDArray[np.floating[Any]],
+        *,
+        version: int | npt.NDArray[np.integer[Any]] | None = None,
+        age_s: float | npt.NDArray[np.floating[Any]] = 0.0,
+    ) -> None:
         """Record losses.
 
         Several losses of one id count as one observation of their mean with the weight of all,
-        so the order of rows does not matter: n losses leave `decay**n` of the old average.
-        Losses that are not finite are rejected and counted.
+        stamped with the newest of their ages and, of equal ages, the largest of their versions.
+        So the order of rows does not matter: n losses leave `decay**n` of the old average. A
+        loss older than the one that is there moves the average and the count, nothing else; a
+        new id finds no room if all that its bucket holds is younger. Losses that are not finite
+        are rejected and counted.
 
         Args:
             ids: int64, shape (b,), or b strings, each of which stands for its `instance_ids`.
             losses: floating point, shape (b,); beyond float32's range counts as infinite.
-            version: version of the model that gave the losses; kept modulo 65,536.
+            version: version of the model that gave the losses, an integer or integers of shape
+                (b,), kept modulo 65,536; None for the record's `version`.
+            age_s: how long ago it gave them, in seconds, a number or shape (b,); less than 0,
+                by a clock that runs ahead, counts as 0.
 
         Raises:
             RecordError: if ids and losses do not match or have a wrong type.
@@ -160,19 +200,19 @@ class LossRecord:
         >>> len(record), record.counts["rejected"]
         (1, 1)
         """
-        keys = keys_of(ids, self._seed)
-        keys, values, rejected = finite_rows(keys, losses)
+        rows = int_ids(ids)
+        values = float_rows("losses", losses, len(rows))
+        versions = versions_of(self._version if version is None else version, len(rows))
         with self.lock:
-            stamp = Stamp(self._ticks.now(), index(version) % _VERSIONS)
-            self._counts["rejected"] += rejected
-            if len(keys) == 0:
-                return
-            outcome = self._table.upsert(merge(keys, values), stamp, self._decay)
+            now = self._ticks.now()
+            stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)
+            outcome = self._engine.update(rows, values, stamps, self._settings.decay)
+            self._counts["rejected"] += outcome.rejected
             self._counts["evicted"] += outcome.evicted
             self._counts["dropped"] += outcome.dropped
 
     def lookup(self, ids: Ids) -> Known:
-        """Return what is known of instances; a loss older than `max_age_s` is not.
+        """Return what is known of instances; a stale loss is not.
 
         Looking up does not make an id younger.
 
@@ -187,23 +227,21 @@ class LossRecord:
         >>> record.lookup(np.array([1, 2])).known.tolist(), record.counts["misses"]
         ([False, False], 2)
         """
-        keys = keys_of(ids, self._seed)
+        rows = int_ids(ids)
         with self.lock:
-            slots, found = self._table.find(keys)
-            values = self._table.read(slots)
-            age_s = np.uint32(self._ticks.now()) - values["tick"]
-            known = found & (age_s <= self._max_age_s)
-            hits, held = int(np.count_nonzero(known)), int(np.count_nonzero(found))
-            self._counts["hits"] += hits
-            self._counts["stale"] += held - hits
-            self._counts["misses"] += len(keys) - held
-        nothing = np.float32(0)
-        return Known(
-            losses=np.where(known, values["last"], nothing),
-            known=known,
-            age_s=np.where(known, age_s.astype(np.float32), np.float32(np.inf)),
-            ema=np.where(known, values["ema"], nothing),
-        )
+            window = Window(
+                self._ticks.now(),
+                self._settings.max_age_s,
+                self._version,
+                self._settings.max_version_lag,
+            )
+            answer, tally = self._engine.lookup(rows, window)
+            counts = self._counts
+            counts["hits"] += tally.hits
+            counts["stale"] += tally.stale
+            counts["stale_version"] += tally.stale_version
+            counts["misses"] += len(rows) - tally.hits - tally.stale
+        return answer
 
     def ids(self) -> npt.NDArray[np.int64]:
         """Return the ids in the record, shape (n,), int64, exactly as they came.
@@ -228,7 +266,7 @@ class LossRecord:
         """
         keys, values = self.entries(0, self.capacity)
         return Items(
-            ids=ids_of_keys(keys, self._seed),
+            ids=ids_of_keys(keys, self._settings.seed),
             losses=values["last"].copy(),
             ema=values["ema"].copy(),
             age_s=(np.uint32(self._ticks.last) - values["tick"]).astype(np.float32),
@@ -278,14 +316,16 @@ class LossRecord:
             return place(self._table, entries).kept
 
     def position(self) -> dict[str, Any]:
-        """Describe what a record knows apart from its rows: counts, time and cursors.
+        """Describe what a record knows apart from its rows: counts, version, time and cursors.
 
         >>> sorted(LossRecord(capacity=100).position())
-        ['counts', 'cursors', 'ticks']
+        ['counts', 'cursors', 'evicted_ages', 'ticks', 'version']
         """
         with self.lock:
             return {
                 "counts": dict(self._counts),
+                "evicted_ages": self._table.evicted.tolist(),
+                "version": self._version,
                 "ticks": self._ticks.state_dict(),
                 "cursors": dict(self.cursors),
             }
@@ -301,11 +341,15 @@ class LossRecord:
         """
         counts = read_field(state, "counts", dict)
         counts = {name: read_field(counts, name, int) for name in _COUNTS}
+        evicted = read_numbers(state, "evicted_ages", EVICTED_CELLS)
+        version = read_field(state, "version", int)
         cursors = read_cursors(state)
         ticks = Ticks(self._clock)
         ticks.load_state_dict(read_field(state, "ticks", dict))
         with self.lock:
             self._ticks, self._counts, self.cursors = ticks, counts, cursors
+            self._table.evicted[:] = evicted
+            self.version = version
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the record exactly: arrays of the slots in use, numbers and strings.
@@ -316,13 +360,13 @@ class LossRecord:
         (104, 3)
         """
         with self.lock:
-            settings = {"capacity": self.capacity, "seed": self._seed}
+            settings = {"capacity": self.capacity, "seed": self._settings.seed}
             return settings | self.position() | {"table": dump_table(self._table)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the record that `state_dict` described, slot for slot.
 
-        `decay`, `max_age_s` and `clock` stay as this record was constructed.
+        All settings but these stay as this record was constructed.
 
         Raises:
             RecordError: if the state is damaged or belongs to a record of another capacity or
@@ -335,7 +379,7 @@ class LossRecord:
         >>> resumed.lookup(np.array([1])).losses.tolist()
         [0.25]
         """
-        for name, mine in (("capacity", self.capacity), ("seed", self._seed)):
+        for name, mine in (("capacity", self.capacity), ("seed", self._settings.seed)):
             if (theirs := read_field(state, name, int)) != mine:
                 raise RecordError(
                     f"the state is of a record with {name} {theirs}, this one has {mine}: "

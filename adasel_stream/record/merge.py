@@ -17,18 +17,30 @@ class Merged(NamedTuple):
         keys: distinct keys, shape (m,), uint64.
         losses: mean loss of each key's rows, shape (m,), float64, finite.
         counts: number of rows of each key, shape (m,), int64, at least 1.
+        stamps: the largest stamp of each key's rows, shape (m,), or (1,) for all; uint64, a tick
+            above 16 bits of model version.
     """
 
     keys: npt.NDArray[np.uint64]
     losses: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
+    stamps: npt.NDArray[np.uint64]
 
     def take(self, index: npt.NDArray[np.int64]) -> "Merged":
         """Return the rows at `index`, in that order."""
-        return Merged(self.keys.take(index), self.losses.take(index), self.counts.take(index))
+        return Merged(
+            self.keys.take(index),
+            self.losses.take(index),
+            self.counts.take(index),
+            self.stamps if len(self.stamps) == 1 else self.stamps.take(index),
+        )
 
 
-def merge(keys: npt.NDArray[np.uint64], losses: npt.NDArray[np.float32]) -> Merged:
+def merge(
+    keys: npt.NDArray[np.uint64],
+    losses: npt.NDArray[np.float32],
+    stamps: npt.NDArray[np.uint64],
+) -> Merged:
     """Order rows by bucket and average the losses of equal keys.
 
     The result is the same, bit for bit, in whatever order the rows come.
@@ -36,25 +48,30 @@ def merge(keys: npt.NDArray[np.uint64], losses: npt.NDArray[np.float32]) -> Merg
     Args:
         keys: shape (b,); left unchanged.
         losses: shape (b,), finite; left unchanged.
+        stamps: shape (b,), or (1,) for all; of equal keys the largest counts. Left unchanged.
 
     Returns:
         m <= b rows; keys of one bucket are neighbours, whatever the size of the table.
 
     >>> import numpy as np
-    >>> merge(np.array([9, 4, 9], np.uint64), np.array([1, 5, 2], np.float32)).losses.tolist()
+    >>> keys, losses = np.array([9, 4, 9], np.uint64), np.array([1, 5, 2], np.float32)
+    >>> merge(keys, losses, np.ones(1, np.uint64)).losses.tolist()
     [5.0, 1.5]
     """
     order, repeats = bucket_order(keys)
     keys, losses = keys.take(order), losses.take(order)
+    stamps = stamps if len(stamps) == 1 else stamps.take(order)
     if not repeats:
-        return Merged(keys, losses.astype(np.float64), np.ones(len(keys), np.int64))
+        return Merged(keys, losses.astype(np.float64), np.ones(len(keys), np.int64), stamps)
     begins = run_begins(keys)
     starts, counts = _runs(begins)
     means = losses.take(starts).astype(np.float64)
     repeated = ~begins
     repeated[:-1] |= repeated[1:]
     means[counts > 1] = _run_means(losses[repeated], begins[repeated])
-    return Merged(keys.take(starts), means, counts)
+    if len(stamps) > 1:
+        stamps = np.maximum.reduceat(stamps, starts)
+    return Merged(keys.take(starts), means, counts, stamps)
 
 
 def run_begins(ordered: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
@@ -118,5 +135,6 @@ def _run_means(
     packed |= losses.view(np.uint32)
     packed.sort()
     ordered = packed.astype(np.uint32).view(np.float32)
-    starts, lengths = _runs(begins)
-    return np.add.reduceat(ordered, starts, dtype=np.float64) / lengths
+    # one by one in this order, as the other engine adds
+    runs = begins.cumsum() - 1
+    return np.bincount(runs, ordered) / np.bincount(runs)

@@ -90,7 +90,7 @@ def _place_new(table: Table, buckets: npt.NDArray[np.int64], rows: Entries) -> i
     easy, crowded = fits.nonzero()[0], (~fits).nonzero()[0]
     masks = np.packbits(free, axis=1)[:, 0]
     ways = _WAYS_OF_MASK[masks.take(run.take(easy)), rank.take(easy)]
-    table.fill(buckets.take(easy) * WAYS + ways, _take(rows, easy))
+    table.fill(buckets.take(easy) * WAYS + ways, _take(rows, easy), used=0)
     return len(easy) + _replace_oldest(table, buckets.take(crowded), _take(rows, crowded))
 
 
@@ -110,7 +110,8 @@ def _replace_oldest(table: Table, buckets: npt.NDArray[np.int64], rows: Entries)
     new, old = rows.values["tick"], ticks[run, oldest]
     first = bucket_first(rows.keys) < bucket_first(keys[run, oldest])
     wins = ((new > old) | ((new == old) & first)).nonzero()[0]
-    table.fill(slots.take(wins), _take(rows, wins))
+    used = int(np.count_nonzero(old.take(wins)))
+    table.fill(slots.take(wins), _take(rows, wins), used)
     return len(wins)
 
 

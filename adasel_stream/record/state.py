@@ -9,7 +9,7 @@ from adasel_stream.errors import RecordError
 from adasel_stream.record.entries import VALUE
 from adasel_stream.record.table import Table
 
-__all__ = ["dump_table", "load_table", "read_cursors", "read_field"]
+__all__ = ["dump_table", "load_table", "read_cursors", "read_field", "read_numbers"]
 
 _T = TypeVar("_T")
 _LAYOUT: Final = 1
@@ -47,9 +47,9 @@ def load_table(table: Table, state: dict[str, Any], last_tick: int) -> None:
     """
     if (layout := read_field(state, "layout", int)) != _LAYOUT:
         raise RecordError(f"the state has table layout {layout}, this version reads {_LAYOUT}")
-    bits = _read_column(state, "used", np.dtype(np.uint8), len(table.keys) // 8)
+    bits = _read_column(state, "used", np.uint8, len(table.keys) // 8)
     slots = np.unpackbits(bits).nonzero()[0]
-    keys = _read_column(state, "keys", np.dtype(np.uint64), len(slots))
+    keys = _read_column(state, "keys", np.uint64, len(slots))
     values = np.empty(len(slots), VALUE)
     for name in VALUE.names or ():
         values[name] = _read_column(state, name, VALUE[name], len(slots))
@@ -97,14 +97,29 @@ def read_cursors(state: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return cursors
 
 
+def read_numbers(state: dict[str, Any], name: str, length: int) -> list[int]:
+    """Return one list of whole numbers of a state, each at least 0.
+
+    Raises:
+        RecordError: if it is missing or something else.
+
+    >>> read_numbers({"evicted_ages": [0, 3]}, "evicted_ages", 2)
+    [0, 3]
+    """
+    numbers = read_field(state, name, list)
+    if len(numbers) != length or not all(isinstance(n, int) and n >= 0 for n in numbers):
+        raise RecordError(f"the state is damaged: {name!r} must be {length} whole numbers")
+    return numbers
+
+
 def _read_column(
-    state: dict[str, Any], name: str, dtype: np.dtype[Any], length: int
+    state: dict[str, Any], name: str, dtype: npt.DTypeLike, length: int
 ) -> npt.NDArray[Any]:
     """Return one array of a state."""
     column = read_field(state, name, np.ndarray)
     if column.dtype != dtype or column.shape != (length,):
         raise RecordError(
-            f"the state's {name!r} must be {dtype} of shape ({length},), "
+            f"the state's {name!r} must be {np.dtype(dtype)} of shape ({length},), "
             f"got {column.dtype} of shape {column.shape}"
         )
     return column

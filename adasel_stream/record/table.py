@@ -4,38 +4,23 @@ Eight slots to a bucket. Keys and values lie in two planes, so that the eight ke
 are one 64-byte line, and a search for an unknown key reads nothing else.
 """
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.record.entries import VALUE, Entries
-from adasel_stream.record.merge import Merged, run_begins
+from adasel_stream.record.evicted import EVICTED_CELLS
 
-__all__ = ["MIN_BUCKETS", "WAYS", "Outcome", "Stamp", "Table"]
+__all__ = ["MIN_BUCKETS", "WAYS", "Table"]
 
 WAYS: Final = 8
 # free slots of a table of one bucket could not be marked, see Table.clear
 MIN_BUCKETS: Final = 2
 _TICK_WORD: Final = 2  # of the four words of a value
 _LINE_BYTES: Final = 64
-_MAX_COUNT: Final = 2**16 - 1
 # times a word with byte w set to 1 and the others 0, this has w in its top byte
 _WAY_OF_BYTE: Final = np.uint64(sum(way << 8 * (WAYS - 1 - way) for way in range(WAYS)))
-
-
-class Stamp(NamedTuple):
-    """What all rows of one batch share: tick in [1, 2**32), model version in [0, 2**16)."""
-
-    tick: int
-    version: int
-
-
-class Outcome(NamedTuple):
-    """What became of the keys that a batch brought first: numbers of distinct keys."""
-
-    evicted: int
-    dropped: int
 
 
 class Table:
@@ -51,6 +36,7 @@ class Table:
         values: shape (capacity,), dtype VALUE: ema and last loss float32, tick uint32, count
             uint16 (saturating), version uint16.
         size: number of slots in use.
+        evicted: ages of losses that made room, as `read_ages` reads them.
 
     >>> table = Table(buckets=2)
     >>> table.values.shape, table.size
@@ -65,6 +51,7 @@ class Table:
         self._value_lines = self.values.view(np.uint64).reshape(buckets, 2 * WAYS)
         # numpy moves 16-byte numbers faster than structures of 16 bytes
         self._values = self.values.view(np.complex128)
+        self.evicted: npt.NDArray[np.int64] = np.zeros(EVICTED_CELLS, np.int64)
         self.clear()
 
     def clear(self) -> None:
@@ -131,65 +118,19 @@ class Table:
         """Overwrite the values of distinct slots that are in use."""
         self._values[slots] = values.view(np.complex128)
 
-    def fill(self, slots: npt.NDArray[np.int64], rows: Entries) -> int:
-        """Overwrite distinct slots, free ones or not; return how many were in use."""
-        used = int(np.count_nonzero(self.read(slots)["tick"]))
+    def fill(self, slots: npt.NDArray[np.int64], rows: Entries, used: int) -> None:
+        """Overwrite distinct slots, of which `used` are in use."""
         self.keys[slots] = rows.keys
         self.write(slots, rows.values)
         self.size += len(slots) - used
-        return used
 
-    def upsert(self, rows: Merged, stamp: Stamp, decay: float) -> Outcome:
-        """Update the keys that the table holds, then insert the others.
-
-        Args:
-            rows: distinct keys in bucket order.
-            stamp: the batch's tick and version.
-            decay: what one new loss leaves of the old average, in [0, 1).
-        """
-        slots, found = self.find(rows.keys)
-        if found.all():
-            self._revise(slots, rows, stamp, decay)
-            return Outcome(evicted=0, dropped=0)
-        known, new = found.nonzero()[0], (~found).nonzero()[0]
-        self._revise(slots.take(known), rows.take(known), stamp, decay)
-        return self._insert(slots.take(new) // WAYS, rows.take(new), stamp)
-
-    def _revise(
-        self, slots: npt.NDArray[np.int64], rows: Merged, stamp: Stamp, decay: float
-    ) -> None:
-        """Move averages towards new losses; n losses at once leave decay**n of the old average."""
-        old = self.read(slots)
-        powers = decay ** np.arange(rows.counts.max(initial=0) + 1, dtype=np.float64)
-        ema = rows.losses + powers.take(rows.counts) * (old["ema"] - rows.losses)
-        self._write(slots, ema, rows.losses, old["count"] + rows.counts, stamp)
-
-    def _insert(self, buckets: npt.NDArray[np.int64], rows: Merged, stamp: Stamp) -> Outcome:
-        """Give each new key the oldest slot of its bucket that no new key before it took."""
-        begins = run_begins(buckets)
-        starts = begins.nonzero()[0].take(begins.cumsum() - 1)
-        rank = np.arange(len(starts)) - starts
-        leaders = rows.keys.take(starts)
-        dropped = int(np.count_nonzero(rank >= WAYS))
-        if dropped:
-            kept = (rank < WAYS).nonzero()[0]
-            rows, buckets = rows.take(kept), buckets.take(kept)
-            rank, leaders = rank.take(kept), leaders.take(kept)
-        ways, ticks = self._oldest(buckets, rank, leaders)
-        slots = buckets * WAYS + ways
-        self.keys[slots] = rows.keys
-        self._write(slots, rows.losses, rows.losses, rows.counts, stamp)
-        evicted = int(np.count_nonzero(ticks))
-        self.size += len(slots) - evicted
-        return Outcome(evicted, dropped)
-
-    def _oldest(
+    def oldest(
         self,
         buckets: npt.NDArray[np.int64],
         rank: npt.NDArray[np.int64],
         leaders: npt.NDArray[np.uint64],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-        """Return the rank-th oldest way of each bucket, and its tick; free ways come first.
+        """Return the rank-th oldest way of each bucket, int64, and its tick; free ways come first.
 
         Equal ticks are common when batches come faster than seconds. Replacing the lowest way
         each time would leave the other seven to grow old, so the lowest bits of `leaders`, one
@@ -206,21 +147,6 @@ class Table:
         chosen[later] = np.sort(ages.T[later], axis=1)[np.arange(len(later)), rank[later]]
         ways = (chosen & np.uint64(WAYS - 1)) ^ turn
         return ways.view(np.int64), chosen >> np.uint64(3)
-
-    def _write(
-        self,
-        slots: npt.NDArray[np.int64],
-        ema: npt.NDArray[np.float64],
-        losses: npt.NDArray[np.float64],
-        counts: npt.NDArray[np.int64],
-        stamp: Stamp,
-    ) -> None:
-        """Overwrite the values of distinct slots."""
-        values = np.empty(len(slots), VALUE)
-        values["ema"], values["last"] = ema, losses
-        values["tick"], values["version"] = stamp
-        values["count"] = np.minimum(counts, _MAX_COUNT)
-        self.write(slots, values)
 
 
 def _allocate(length: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
