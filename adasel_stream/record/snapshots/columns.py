@@ -8,7 +8,7 @@ page has a checksum.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, Final, cast
+from typing import IO, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from adasel_stream.errors import RecordError
 from adasel_stream.keys import ids_of_keys
 from adasel_stream.record.entries import VALUE, Entries
+from adasel_stream.record.snapshots.pieces import Pieces
 
 __all__ = [
     "GROUP_ROWS",
@@ -88,14 +89,14 @@ def encode_groups(groups: Iterable[Entries], seed: int) -> Iterator[bytes]:
     """Encode row groups as a Parquet file, piece by piece.
 
     Args:
-        groups: each of at most `GROUP_ROWS` rows, keys ascending within and across groups.
+        groups: keys ascending within and across groups; large ones are cut.
         seed: the record's seed, by which ids are had back from keys.
 
     >>> rows = Entries(np.array([1, 3], np.uint64), np.ones(2, VALUE))
     >>> b"".join(encode_groups([rows], seed=0))[:4]
     b'PAR1'
     """
-    pieces = _Pieces()
+    pieces = Pieces()
     writer = pq.ParquetWriter(
         pieces,
         _SCHEMA,
@@ -230,39 +231,3 @@ def _within(entries: Entries, shards: range) -> Entries:
         return entries
     begin, end = np.searchsorted(shards_of(entries.keys), [shards.start, shards.stop])
     return Entries(entries.keys[begin:end], entries.values[begin:end])
-
-
-class _Pieces:
-    """A file to Arrow, whose content is taken away as it comes."""
-
-    def __init__(self) -> None:
-        self.closed = False
-        self._pieces: list[bytes] = []
-        self._bytes = 0
-
-    def write(self, piece: Any) -> int:
-        self._pieces.append(bytes(piece))
-        self._bytes += len(self._pieces[-1])
-        return len(self._pieces[-1])
-
-    def take(self) -> list[bytes]:
-        pieces, self._pieces = self._pieces, []
-        return pieces
-
-    def tell(self) -> int:
-        return self._bytes
-
-    def writable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True

@@ -77,7 +77,10 @@ class Recorded(Rows, Protocol):
         ...
 
     def take_oldest_change(self) -> int:
-        """Return the oldest tick that a row was given since the last call of this."""
+        """Return the oldest tick that a row was given since the last call of this.
+
+        0 says that the record became another, whose rows take nothing from the old ones.
+        """
         ...
 
 
@@ -86,7 +89,7 @@ class Copy(NamedTuple):
 
     Attributes:
         tick: when the copy began.
-        since_tick: no older row was copied.
+        since_tick: no older row was copied; 0 if the record became another.
         position: counts and cursors at the beginning, time at the end.
         rows: of the record.
         pending: of the table of predictions, None if the record has none.

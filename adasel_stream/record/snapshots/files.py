@@ -30,7 +30,7 @@ __all__ = [
     "write_rows",
 ]
 
-_OURS: Final = re.compile(r"(?:base|delta|pending)-([0-9]{12})\.parquet")
+_OURS: Final = re.compile(r"(?:base|delta|pending)-[0-9]{12}\.parquet")
 _TEMPORARY: Final = re.compile(
     r"\.(?:(?:base|delta|pending)-[0-9]{12}\.parquet|manifest\.json)\.[0-9a-f]{16}\.tmp"
 )
@@ -122,12 +122,13 @@ def checked_rows(file: IO[bytes], entry: FileEntry, name: str) -> RowsFile:
 def remove_unnamed(folder: Path, manifest: Manifest) -> None:
     """Remove files of other snapshots, and what killed writers left; the folder is locked.
 
-    What no snapshot could have written is left alone.
+    What no snapshot could have written is left alone, and what cannot be removed is tried again
+    after the next snapshot.
     """
     named = {file.name for file in manifest.files}
-    for name in os.listdir(folder):
-        if name not in named and (_OURS.fullmatch(name) or _TEMPORARY.fullmatch(name)):
-            with contextlib.suppress(OSError):  # the next snapshot tries again
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name not in named and (_OURS.fullmatch(name) or _TEMPORARY.fullmatch(name)):
                 os.unlink(folder / name)
 
 

@@ -83,6 +83,8 @@ class SnapshotFolder:
         """
         chain = () if full or self.broken or self._chain_is_long() else self._chain()
         copy = copy_record(record, self._since_tick if chain else 1)
+        if copy.since_tick == 0:  # the record became another: files of the old one contradict it
+            chain = ()
         # until all is durable, a failure must not lose what `take_oldest_change` told once only
         self._since_tick = min(self._since_tick, copy.since_tick)
         try:

@@ -149,8 +149,11 @@ class SnapshotKeeper:
             )
             retire_layouts(self._path, self._folder)
 
-    def close(self) -> None:
-        """Write a last snapshot and give the folder up; again, it does nothing.
+    def close(self, *, save: bool = True) -> None:
+        """Give the folder up; again, it does nothing.
+
+        Args:
+            save: write a last snapshot before.
 
         Raises:
             RecordError: if the last snapshot cannot be written; the folder is given up.
@@ -162,7 +165,8 @@ class SnapshotKeeper:
         self._closing.set()
         self._thread.join()
         try:
-            self.save()
+            if save:
+                self.save()
         finally:
             self._folder.close()
 

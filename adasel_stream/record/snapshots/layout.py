@@ -14,7 +14,14 @@ from typing import Final
 
 from adasel_stream.record.snapshots.columns import SHARDS
 
-__all__ = ["MANIFEST_NAME", "find_folders", "rank_folder", "shard_range", "world_size_of"]
+__all__ = [
+    "MANIFEST_NAME",
+    "all_rank_folders",
+    "find_folders",
+    "rank_folder",
+    "shard_range",
+    "world_size_of",
+]
 
 MANIFEST_NAME: Final = "manifest.json"
 _RANK_FOLDER: Final = re.compile(r"rank-(\d{5})-of-(\d{5})")
@@ -50,8 +57,15 @@ def shard_range(rank: int, world_size: int) -> range:
     return range(rank * SHARDS // world_size, (rank + 1) * SHARDS // world_size)
 
 
+def all_rank_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the folders of ranks below a record's folder, by name, snapshots or none in them."""
+    here = Path(path)
+    names = sorted(os.listdir(here)) if here.is_dir() else []
+    return [here / name for name in names if _RANK_FOLDER.fullmatch(name)]
+
+
 def find_folders(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the folders of ranks below a record's folder that have a manifest, by name.
+    """Return the folders of ranks that have a manifest, by name.
 
     A folder of one rank may be given as well. Several numbers of ranks are there at once for as
     long as a record is being split anew.
@@ -59,9 +73,7 @@ def find_folders(path: str | os.PathLike[str]) -> list[Path]:
     here = Path(path)
     if (here / MANIFEST_NAME).exists():
         return [here]
-    names = sorted(os.listdir(here)) if here.is_dir() else []
-    found = (here / name for name in names if _RANK_FOLDER.fullmatch(name))
-    return [folder for folder in found if (folder / MANIFEST_NAME).exists()]
+    return [folder for folder in all_rank_folders(here) if (folder / MANIFEST_NAME).exists()]
 
 
 def world_size_of(folder: Path) -> int:

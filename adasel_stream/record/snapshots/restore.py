@@ -19,7 +19,12 @@ from adasel_stream.record.snapshots.columns import SHARDS, DamagedSnapshotError
 from adasel_stream.record.snapshots.copying import Recorded, Rows
 from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.folder import SnapshotFolder
-from adasel_stream.record.snapshots.layout import find_folders, shard_range, world_size_of
+from adasel_stream.record.snapshots.layout import (
+    all_rank_folders,
+    find_folders,
+    shard_range,
+    world_size_of,
+)
 from adasel_stream.record.snapshots.lock import FolderLock
 from adasel_stream.record.snapshots.manifest import FileEntry, Manifest
 from adasel_stream.record.snapshots.reading import Snapshot
@@ -64,12 +69,13 @@ def restore(
         RecordError: if a base is damaged, a snapshot has another seed or was written by a newer
             release, or another owner holds a snapshot of another number of ranks.
     """
-    folders = find_folders(path)
-    foreign = [folder for folder in folders if world_size_of(folder) != own.world_size]
-    restored = Restored(foreign=bool(foreign))
+    others = [path for path in all_rank_folders(path) if world_size_of(path) != own.world_size]
     with contextlib.ExitStack() as stack:
-        for folder in foreign:
+        for folder in others:
             stack.callback(FolderLock(folder, shared=True).release)
+        folders = find_folders(path)
+        foreign = [folder for folder in others if folder in folders]
+        restored = Restored(foreign=bool(foreign))
         own.layout = _layout([read_manifest(folder) for folder in folders], own.world_size)
         # own last: of rows with equal ticks the later stays
         wanted = [folder for folder in (*foreign, own.path) if folder in folders]

@@ -11,7 +11,11 @@ from typing import Final
 from adasel_stream.errors import RecordError
 from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.folder import SnapshotFolder
-from adasel_stream.record.snapshots.layout import find_folders, rank_folder, world_size_of
+from adasel_stream.record.snapshots.layout import (
+    all_rank_folders,
+    rank_folder,
+    world_size_of,
+)
 from adasel_stream.record.snapshots.lock import FolderLock
 
 __all__ = ["retire_layouts"]
@@ -29,8 +33,9 @@ def retire_layouts(path: Path, own: SnapshotFolder) -> None:
         path: the record's folder.
         own: this rank's folder in it.
     """
-    old = [folder for folder in find_folders(path) if world_size_of(folder) != own.world_size]
     with contextlib.suppress(OSError, RecordError):
+        found = all_rank_folders(path)
+        old = [folder for folder in found if world_size_of(folder) != own.world_size]
         if old and _is_complete(path, own):
             for folder in old:
                 _remove(folder)
