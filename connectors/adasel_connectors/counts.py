@@ -36,6 +36,12 @@ class Counts:
         """Count in this process."""
         self.row()[self._columns[name]] += count
 
+    def add_all(self, counts: Mapping[str, int]) -> None:
+        """Count several things in this process."""
+        row = self.row()
+        for name, count in counts.items():
+            row[self._columns[name]] += count
+
     def totals(self) -> dict[str, int]:
         """Sum up the trainer and all workers."""
         return dict(zip(self._columns, self._table.sum(0).tolist(), strict=True))

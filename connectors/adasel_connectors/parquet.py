@@ -14,26 +14,30 @@ tensor([2.5000], dtype=torch.float64) tensor([0])
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from mmap import mmap
 from os import PathLike
 from typing import Any, ClassVar
 
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 from torch import Tensor
 
+from adasel_connectors.byte_cache import ByteCache
 from adasel_connectors.damage import DamageError, OnError, shown
+from adasel_connectors.open_shards import Rows
 from adasel_connectors.parquet_columns import kind_of
 from adasel_connectors.parquet_file import open_file
 from adasel_connectors.parquet_reader import ParquetReader
+from adasel_connectors.parquet_rows import ParquetRows
 from adasel_connectors.position import Position
 from adasel_connectors.reader import Report, ShardReader
 from adasel_connectors.shard_set import ShardSet
-from adasel_connectors.shards import Paths, Shard
+from adasel_connectors.shards import Paths, Shard, ShardFile
 from adasel_connectors.source import ShardSource
 
 __all__ = ["ParquetSource"]
 
 _SHOWN_NAMES = 20
+_PAGES_BYTES = 1 << 25  # kept of pages around chosen rows; more memory is slower, as it is not warm
+_COLUMNS_BYTES = 1 << 28  # the same of columns of whole row groups, where pages cannot be read
 
 
 class ParquetSource(ShardSource):
@@ -57,12 +61,15 @@ class ParquetSource(ShardSource):
 
     kind: ClassVar[str] = "parquet"
     kinds_of_damage: ClassVar[tuple[str, ...]] = ("cut", "null", "ragged", "schema", "too_large")
+    kinds_of_fetch_damage: ClassVar[tuple[str, ...]] = ("null", "ragged", "schema", "too_large")
+    reference_width: ClassVar[int] = 2
 
     def __init__(
         self,
         paths: Paths,
         *,
         columns: Sequence[str] | None = None,
+        deferred: Sequence[str] = (),
         batch_size: int = 256,
         manifest: str | PathLike[str] | None = None,
         fill_nulls: Mapping[str, Any] | None = None,
@@ -78,6 +85,7 @@ class ParquetSource(ShardSource):
         Args:
             paths: folder, file, glob, or sequence of files.
             columns: names of columns to read; all by default.
+            deferred: those of them that are read only of chosen rows, by `fetch`.
             batch_size: rows of each batch, at least 1.
             manifest: file that `write_manifest` made of the shards; each shard is compared
                 with it before its first row is given out.
@@ -96,8 +104,11 @@ class ParquetSource(ShardSource):
                 argument is out of its range.
             TypeError: a column has a type that no column of a batch is made of.
         """
+        if isinstance(deferred, str):
+            raise TypeError(f"deferred must be a sequence of names, got one string {deferred!r}")
         super().__init__(
             ShardSet.find(paths, (".parquet",), manifest),
+            deferred=tuple(dict.fromkeys(deferred)),
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
@@ -116,24 +127,43 @@ class ParquetSource(ShardSource):
         self._fill_nulls = dict(fill_nulls or {})
         self._kinds = self._first_kinds()
         self._widths: dict[str, tuple[int, ...]] = {}
+        self._pages = ByteCache[Any](_PAGES_BYTES)
+        self._decoded = ByteCache[list[Any] | None](_COLUMNS_BYTES)
 
-    def _open(self, shard: Shard, view: mmap, start: Position, report: Report) -> ShardReader:
-        file = open_file(shard.path, **self._options)
+    def _open(
+        self, shard: Shard, file: ShardFile, digest: int, start: Position, report: Report
+    ) -> ShardReader:
+        opened = open_file(shard.path, **self._options)
         try:
-            if file.metadata.num_rows:  # without rows, writers do not know the types
-                self._check_kinds(file.schema_arrow)
+            if opened.metadata.num_rows:  # without rows, writers do not know the types
+                self._check_kinds(opened.schema_arrow)
         except DamageError:
-            file.close()
+            opened.close()
             raise
         return ParquetReader(
-            file,
+            opened,
             shard,
             start,
             list(self._kinds or ()),
+            deferred=self.deferred,
+            digest=digest,
             fill_nulls=self._fill_nulls,
             widths=self._widths,
             report=report,
             batch_size=self._batch_size,
+        )
+
+    def _rows(self, file: ShardFile, digest: int) -> Rows:
+        opened = open_file(pa.BufferReader(pa.py_buffer(file.view)), **self._options)
+        self._check_kinds(opened.schema_arrow)
+        return ParquetRows(
+            file,
+            digest,
+            opened,
+            kinds=self._kinds or {},
+            fill_nulls=self._fill_nulls,
+            pages=self._pages,
+            decoded=self._decoded,
         )
 
     def _join(self, ids: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
@@ -164,14 +194,17 @@ class ParquetSource(ShardSource):
     def _kinds_of(self, schema: Any) -> dict[str, str]:
         """Name the kind of each column, in the order of batches."""
         names = list(schema.names) if self._wanted is None else self._wanted
-        unknown = sorted(set(names + list(self._fill_nulls)) - set(schema.names))
+        asked = [*names, *self._fill_nulls, *self.deferred]
+        unknown = sorted(set(asked) - set(schema.names))
         if unknown or not names or len(set(names)) < len(names):
             got = ", ".join(map(shown, unknown[:_SHOWN_NAMES])) or "none, or one twice"
             known = ", ".join(map(shown, schema.names[:_SHOWN_NAMES]))
             raise ValueError(
-                f"columns and fill_nulls must name different columns of the shards, which have "
-                f"{known}; got {got}"
+                f"columns, deferred and fill_nulls must name different columns of the shards, "
+                f"which have {known}; got {got}"
             )
+        if not set(self.deferred) <= set(names):
+            raise ValueError(f"deferred must be among columns {names}, got {self.deferred}")
         if self._id_key in names:
             raise ValueError(
                 f"column {self._id_key!r} has the name that ids are given under; pass another "

@@ -11,6 +11,7 @@ Each Arrow type has one kind of column, written as a short text such as `int64`,
 - extension types are refused: reading them runs code that somebody registered.
 """
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -20,9 +21,9 @@ import torch
 import torch.utils.dlpack
 from torch import Tensor
 
-from adasel_connectors.damage import DamageError
+from adasel_connectors.damage import DamageError, shown
 
-__all__ = ["first_null", "kind_of", "to_column"]
+__all__ = ["filled", "first_null", "kind_of", "null_damage", "to_column"]
 
 _types = pa.types
 _INTEGERS = {
@@ -78,6 +79,25 @@ def first_null(array: Any) -> int:
         if first_null(values) < len(values):
             stop = min(stop, first_null(values) // _width(head))
     return stop
+
+
+def filled(array: Any, name: str, fill_nulls: Mapping[str, Any]) -> Any:
+    """Put a column's value in the place of its nulls, where it has one.
+
+    >>> filled(pa.array([3, None]), "x", {"x": 0}).to_pylist()
+    [3, 0]
+    """
+    if name not in fill_nulls or not array.null_count:
+        return array
+    if _types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return pc.fill_null(array, pa.scalar(fill_nulls[name], array.type))
+
+
+def null_damage(name: str) -> DamageError:
+    """Say that a row has a null where it must not."""
+    reason = f"column {shown(name)} is null; give fill_nulls a value for it"
+    return DamageError("null", reason, one_sample=True)
 
 
 def to_column(array: Any) -> Tensor | list[Any]:

@@ -1,7 +1,7 @@
 """Open Parquet shards with bounded memory, and report whatever Arrow refuses as damage."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,11 +37,16 @@ def count_rows(path: str) -> int:
         return int(pq.read_metadata(path).num_rows)
 
 
-def open_file(path: str, *, memory_map: bool, max_row_group_bytes: int) -> Any:
+def open_file(source: Any, *, memory_map: bool, max_row_group_bytes: int) -> Any:
     """Open a Parquet file; text columns of few different values come as dictionaries.
 
     Without that, a small file could name one long text in each of a million rows, and become
     a million copies.
+
+    Args:
+        source: a path, or an Arrow file that is open.
+        memory_map: read a path through the page cache without a copy.
+        max_row_group_bytes: decompressed size above which a row group is refused.
 
     Raises:
         DamageError: it cannot be read, or a row group is too large.
@@ -51,10 +56,10 @@ def open_file(path: str, *, memory_map: bool, max_row_group_bytes: int) -> Any:
         "pre_buffer": False,  # it would start Arrow's threads, which do not survive a fork
         "page_checksum_verification": True,
     }
-    if not os.path.isfile(path):
+    if isinstance(source, str) and not os.path.isfile(source):
         raise DamageError("missing", "the file is missing")
     with arrow_errors():
-        file = pq.ParquetFile(path, **options)
+        file = pq.ParquetFile(source, **options)
         metadata = file.metadata
         largest = max(_row_group_bytes(metadata), default=0)
         if largest > max_row_group_bytes:
@@ -67,19 +72,26 @@ def open_file(path: str, *, memory_map: bool, max_row_group_bytes: int) -> Any:
         if not repetitive:
             return file
         file.close()
-        return pq.ParquetFile(path, metadata=metadata, read_dictionary=repetitive, **options)
+        return pq.ParquetFile(source, metadata=metadata, read_dictionary=repetitive, **options)
 
 
-def rows_at_once(metadata: Any, batch_size: int) -> int:
+def rows_at_once(metadata: Any, names: Collection[str], batch_size: int) -> int:
     """Choose how many rows to decode at a time: many, but of bounded memory.
 
     At least a batch, since that many are asked for in any case.
+
+    Args:
+        metadata: of the file.
+        names: of the columns that are decoded.
+        batch_size: rows that are asked for.
     """
     repetitive = _repetitive_texts(metadata)
     rows = _CHUNK_ROWS
     for group in range(metadata.num_row_groups):
         row_bytes = worst_bytes = 1.0
         for column in _columns(metadata, group):
+            if not _is_part_of(column.path_in_schema, names):
+                continue
             value_bytes = column.total_uncompressed_size / max(
                 1, metadata.row_group(group).num_rows
             )
@@ -100,6 +112,10 @@ def _repetitive_texts(metadata: Any) -> set[str]:
         if _is_text(column)
         and column.total_uncompressed_size <= _FEW_VALUES_BYTES * column.num_values
     }
+
+
+def _is_part_of(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 def _is_text(column: Any) -> bool:

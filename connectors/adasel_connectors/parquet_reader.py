@@ -5,16 +5,15 @@ from collections.abc import Generator, Mapping
 from itertools import accumulate
 from typing import Any
 
-import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
-import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from adasel_connectors.damage import DamageError, shown
-from adasel_connectors.parquet_columns import first_null, to_column
+from adasel_connectors.parquet_columns import filled, first_null, null_damage, to_column
 from adasel_connectors.parquet_file import arrow_errors, rows_at_once
 from adasel_connectors.position import Position
 from adasel_connectors.reader import Piece, Report
+from adasel_connectors.references import refer
 from adasel_connectors.shards import Shard
 
 __all__ = ["ParquetReader"]
@@ -30,20 +29,26 @@ class ParquetReader:
         start: Position,
         names: list[str],
         *,
+        deferred: tuple[str, ...],
+        digest: int,
         fill_nulls: Mapping[str, Any],
         widths: dict[str, tuple[int, ...]],
         report: Report,
         batch_size: int,
     ) -> None:
-        """Start at a row; `widths` collects the shapes of rows over all shards."""
+        """Start at a row; `widths` collects the shapes of rows over all shards.
+
+        Of `deferred` columns among `names` references with `digest` are given.
+        """
         self.row, self.offset = start.row, 0
         self._file = file
         self._first_id = shard.number << 32
-        self._names = names
+        self._names = [name for name in names if name not in deferred]
+        self._order, self._deferred, self._digest = names, deferred, digest
         self._fill_nulls = fill_nulls
         self._widths = widths
         self._report = report
-        self._arrow = self._record_batches(rows_at_once(file.metadata, batch_size))
+        self._arrow = self._record_batches(rows_at_once(file.metadata, self._names, batch_size))
         self._rest: Any = None
         self._chunk: dict[str, Any] = {}
         self._ids = torch.empty(0, dtype=torch.int64)
@@ -90,17 +95,24 @@ class ParquetReader:
     def _load(self) -> bool:
         """Convert the next rows up to an unusable one; False at the end."""
         while (batch := self._next()) is not None:
-            arrays = {name: self._filled(name, batch) for name in self._names}
+            arrays = {
+                name: filled(batch.column(name), name, self._fill_nulls) for name in self._names
+            }
             usable = {name: first_null(array) for name, array in arrays.items()}
-            good = min(usable.values())
+            good = min(usable.values(), default=len(batch))
             if good < len(batch):
                 self._rest = batch.slice(good or 1)
             if not good:
                 self.row += 1
-                self._report(_null(min(usable, key=usable.__getitem__)), f"row {self.row - 1}: ")
+                self._report(
+                    null_damage(min(usable, key=usable.__getitem__)), f"row {self.row - 1}: "
+                )
                 continue
-            self._chunk = {name: self._column(name, a.slice(0, good)) for name, a in arrays.items()}
-            self._ids = torch.arange(self._first_id + self.row, self._first_id + self.row + good)
+            first = self._first_id + self.row
+            self._ids = torch.arange(first, first + good)
+            columns = {name: self._column(name, a.slice(0, good)) for name, a in arrays.items()}
+            references = refer(self._ids, self._digest)
+            self._chunk = {name: columns.get(name, references) for name in self._order}
             self._at = 0
             return True
         if self.row != self._file.metadata.num_rows:
@@ -111,14 +123,6 @@ class ParquetReader:
         rest, self._rest = self._rest, None
         return rest if rest is not None and len(rest) else next(self._arrow, None)
 
-    def _filled(self, name: str, batch: Any) -> Any:
-        array = batch.column(batch.schema.get_field_index(name))
-        if name not in self._fill_nulls or not array.null_count:
-            return array
-        if pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        return pc.fill_null(array, pa.scalar(self._fill_nulls[name], array.type))
-
     def _column(self, name: str, array: Any) -> Tensor | list[Any]:
         with arrow_errors():
             column = to_column(array)
@@ -126,8 +130,3 @@ class ParquetReader:
         if self._widths.setdefault(name, shape) != shape:
             raise DamageError("ragged", f"column {shown(name)} has lists of another length")
         return column
-
-
-def _null(name: str) -> DamageError:
-    reason = f"column {shown(name)} is null; give fill_nulls a value for it"
-    return DamageError("null", reason, one_sample=True)

@@ -8,26 +8,32 @@ import glob
 import hashlib
 import os
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TypeAlias
+from weakref import finalize
 
 from adasel_connectors.damage import DamageError
 
 __all__ = [
     "Paths",
     "Shard",
+    "ShardFile",
     "find_shards",
     "fingerprint",
     "is_below_folder",
     "mapped",
     "number_shards",
+    "stamp_of",
 ]
 
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """A folder, a file, a glob such as `data/2024-*.tar`, or a sequence of files."""
+
+Stamp: TypeAlias = tuple[int, int, int, int]
+"""Device, inode, size and time of the last change: differs when a file was replaced or written."""
 
 _SAMPLED_BLOCKS = 16
 _BLOCK_BYTES = 4096
@@ -46,6 +52,57 @@ class Shard:
     name: str
     path: str
     number: int
+
+
+class ShardFile:
+    """A file held open and mapped for reading, and what it was like when it was opened.
+
+    It is closed by `close`, or when nothing refers to it any more.
+
+    Attributes:
+        view: its content.
+        stamp: what it was like.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Open and map a file.
+
+        Raises:
+            DamageError: the file is missing, empty or cannot be read.
+        """
+        if os.path.exists(path) and not os.path.isfile(path):
+            # a pipe would wait for ever
+            raise DamageError("unreadable", "it is not a regular file")
+        try:
+            with open(path, "rb") as file:
+                self.view = mmap(file.fileno(), 0, access=ACCESS_READ)
+                self.stamp = _stamp(os.fstat(file.fileno()))
+                self._descriptor = os.dup(file.fileno())
+        except FileNotFoundError as error:
+            raise DamageError("missing", "the file is missing") from error
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+            raise DamageError("unreadable", "the file is empty or cannot be read") from error
+        self._closing = finalize(self, os.close, self._descriptor)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.view.close()
+        self._closing()
+
+    def is_as_it_was(self) -> bool:
+        """Tell whether nobody has written to the file since it was opened."""
+        return _stamp(os.fstat(self._descriptor)) == self.stamp
+
+    def read(self, start: int, size: int) -> bytes:
+        """Copy bytes without the mapping: while others run, and short where the file was cut.
+
+        Raises:
+            DamageError: the disk does not give them.
+        """
+        try:
+            return os.pread(self._descriptor, size, start)
+        except OSError as error:
+            raise DamageError("unreadable", "the file cannot be read") from error
 
 
 def find_shards(paths: Paths, suffixes: tuple[str, ...]) -> tuple[Path, dict[str, str]]:
@@ -120,17 +177,16 @@ def mapped(path: str) -> Generator[mmap]:
     Raises:
         DamageError: the file is missing, empty or cannot be read.
     """
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DamageError("unreadable", "it is not a regular file")  # a pipe would wait for ever
+    with closing(ShardFile(path)) as file:
+        yield file.view
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """Say what a file is like now; None where there is none."""
     try:
-        with open(path, "rb") as file:
-            view = mmap(file.fileno(), 0, access=ACCESS_READ)
-    except FileNotFoundError as error:
-        raise DamageError("missing", "the file is missing") from error
-    except (OSError, ValueError) as error:  # an empty file cannot be mapped
-        raise DamageError("unreadable", "the file is empty or cannot be read") from error
-    with view:
-        yield view
+        return _stamp(os.stat(path))
+    except OSError:
+        return None
 
 
 def fingerprint(view: mmap) -> str:
@@ -184,6 +240,10 @@ def _fixed_part(pattern: str) -> Path:
     parts = Path(pattern).parts
     magic = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     return Path(*parts[:magic])
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_shard(name: str, suffixes: tuple[str, ...]) -> bool:

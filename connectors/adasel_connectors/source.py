@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import chain
-from mmap import mmap
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +14,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from adasel_connectors.counts import Counts
 from adasel_connectors.damage import ON_ERROR, DamageError, OnError, shown
+from adasel_connectors.fetching import Fetcher
 from adasel_connectors.manifest import check_count, check_shard
+from adasel_connectors.open_shards import Rows
 from adasel_connectors.position import Pass, Position, begin_pass, read_state, write_state
 from adasel_connectors.reader import Piece, Report, ShardReader, SkipShardError
+from adasel_connectors.references import check_references, digest_of
 from adasel_connectors.shard_set import ShardSet
-from adasel_connectors.shards import Shard, fingerprint, mapped
+from adasel_connectors.shards import Shard, ShardFile, Stamp, fingerprint, number_shards
 from adasel_stream.errors import ShardError, SourceError
 
 __all__ = ["ShardSource"]
@@ -28,15 +30,22 @@ _log = logging.getLogger("adasel_connectors")
 
 
 class ShardSource(IterableDataset[dict[str, Any]]):
-    """Batches of an exact size over shards; what `TarSource` and `ParquetSource` add to."""
+    """Batches of an exact size over shards; what `TarSource` and `ParquetSource` add to.
+
+    Attributes:
+        deferred: names of the columns that hold references instead of content; see `fetch`.
+    """
 
     kind: ClassVar[str]
     kinds_of_damage: ClassVar[tuple[str, ...]]
+    kinds_of_fetch_damage: ClassVar[tuple[str, ...]]
+    reference_width: ClassVar[int]
 
     def __init__(
         self,
         shards: ShardSet,
         *,
+        deferred: tuple[str, ...],
         batch_size: int,
         rank: int,
         world_size: int,
@@ -54,6 +63,7 @@ class ShardSource(IterableDataset[dict[str, Any]]):
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
         self._shards = shards
+        self.deferred = deferred
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
@@ -63,8 +73,12 @@ class ShardSource(IterableDataset[dict[str, Any]]):
                 *("samples", "skipped_samples", "skipped_shards", "verified_shards"),
                 *("unverified_shards", "ignored_members", "missing", "unreadable", "unlisted"),
                 *("wrong_size", "wrong_sha256", "wrong_count", *self.kinds_of_damage),
+                *(Fetcher.names(self.kinds_of_fetch_damage) if deferred else ()),
             ]
         )
+        self._fetcher = Fetcher(self._counts)
+        self._verified: set[Stamp] = set()
+        self._numbered: tuple[tuple[str, ...], dict[int, Shard]] = ((), {})
         self._pass = Pass(0)
         self._position = Position()
         self._counted = [0] * len(self._counts.totals())
@@ -76,9 +90,37 @@ class ShardSource(IterableDataset[dict[str, Any]]):
         """What was read and what was left out so far, by kind, workers included.
 
         `samples` were given out; `skipped_samples` and `skipped_shards` were left out; the other
-        names are the kinds of damage that were met.
+        names are the kinds of damage that were met. With deferred columns, `fetched` values and
+        `fetched_bytes` were read of them; `unfetched` ones could not be had, for the reasons
+        that `unfetched_...` count.
         """
         return self._counts.totals()
+
+    def fetch(self, references: Mapping[str, Tensor]) -> dict[str, list[Any]]:
+        """Read the content of chosen rows; see `adasel_stream.types.Fetching`.
+
+        It reads from the shards that this source knows, whoever read the candidates: a
+        DataLoader worker, or a process before the last restart. Where a manifest is given, a
+        shard is compared with it before the first content is read from it, once in each
+        process; a worker's check does not count here.
+
+        Args:
+            references: for each deferred column those of n rows as batches have them, int64,
+                shape (n, reference_width).
+
+        Returns:
+            For each column a list of n values. A value that cannot be had is a `ShardError`,
+            not raised: its shard is gone or has changed, or it is damaged or not decodable.
+
+        Raises:
+            ValueError: a column is not deferred, or what is given are not references.
+        """
+        check_references(references, self.deferred, self.reference_width)
+        shards = self._shards_by_number()
+        return {
+            name: self._fetcher.fetch(name, rows.tolist(), shards, self._open_rows)
+            for name, rows in references.items()
+        }
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Begin a pass, or go on where a loaded state says.
@@ -132,8 +174,14 @@ class ShardSource(IterableDataset[dict[str, Any]]):
         self._resuming = True
 
     @abstractmethod
-    def _open(self, shard: Shard, view: mmap, start: Position, report: Report) -> ShardReader:
+    def _open(
+        self, shard: Shard, file: ShardFile, digest: int, start: Position, report: Report
+    ) -> ShardReader:
         """Open a shard at a position; `report` takes damage of single samples."""
+
+    @abstractmethod
+    def _rows(self, file: ShardFile, digest: int) -> Rows:
+        """Open a shard, verified if it can be, to read single rows of deferred columns."""
 
     @abstractmethod
     def _join(self, ids: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
@@ -187,21 +235,38 @@ class ShardSource(IterableDataset[dict[str, Any]]):
     def _reading(self, shard: Shard, start: Position) -> Generator[tuple[ShardReader, str]]:
         try:
             entry = self._shards.entry(shard)
-            with mapped(shard.path) as view:
-                content = fingerprint(view)
+            with closing(ShardFile(shard.path)) as file:
+                content = fingerprint(file.view)
                 if start.fingerprint not in ("", content):
                     raise ShardError(f"shard {shown(shard.name)} has changed since the snapshot")
                 if entry is not None:
-                    check_shard(view, entry)
+                    check_shard(file.view, entry)
+                    self._verified.add(file.stamp)
                 if not start.fingerprint:
                     self._counts.add("unverified_shards" if entry is None else "verified_shards")
-                with closing(
-                    self._open(shard, view, start, partial(self._report, shard))
-                ) as reader:
+                report = partial(self._report, shard)
+                with closing(self._open(shard, file, digest_of(content), start, report)) as reader:
                     yield reader, content
                     check_count(reader.row, entry)
         except DamageError as damage:
             self._report(shard, damage)
+
+    def _open_rows(self, shard: Shard) -> Rows:
+        entry = self._shards.entry(shard)
+        file = ShardFile(shard.path)
+        if entry is not None and file.stamp not in self._verified:
+            check_shard(file.view, entry)
+            self._verified.add(file.stamp)
+        return self._rows(file, digest_of(fingerprint(file.view)))
+
+    def _shards_by_number(self) -> dict[int, Shard]:
+        """Give the shards that references may point to: the pass's, and all that were found."""
+        names = self._pass.names or self._numbered[0]
+        if names is not self._numbered[0] or not self._numbered[1]:
+            known = dict.fromkeys([*names, *self._shards.found])
+            shards = number_shards({name: self._shards.path_of(name) for name in known})
+            self._numbered = names, {shard.number: shard for shard in shards}
+        return self._numbered[1]
 
     def _report(self, shard: Shard, damage: DamageError, where: str = "") -> None:
         """Count damage; return when reading may go on after the sample."""

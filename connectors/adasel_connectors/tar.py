@@ -17,7 +17,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from mmap import mmap
 from os import PathLike
 from typing import Any, ClassVar
 
@@ -26,12 +25,15 @@ from torch import Tensor
 
 from adasel_connectors.counts import Counts
 from adasel_connectors.damage import DamageError, OnError, shown
+from adasel_connectors.open_shards import Rows
 from adasel_connectors.position import Position
 from adasel_connectors.reader import Piece, Report, ShardReader, SkipShardError
+from adasel_connectors.references import refer
 from adasel_connectors.shard_set import ShardSet
-from adasel_connectors.shards import Paths, Shard
+from adasel_connectors.shards import Paths, Shard, ShardFile
 from adasel_connectors.source import ShardSource
-from adasel_connectors.tar_columns import Column, Decoder, column_for
+from adasel_connectors.tar_columns import Column, Decoder, column_for, decode_part
+from adasel_connectors.tar_rows import TarRows
 from adasel_connectors.tar_samples import Limits, Samples
 from adasel_stream.errors import ShardError
 
@@ -50,6 +52,22 @@ class TarSource(ShardSource):
     int64, shape (b,); `npy` a tensor, shape (b, ...), when the arrays of a batch are alike;
     `txt` a list of strings; `json` an object array, shape (b,); all others lists of bytes.
 
+    Deferred extensions are checked like the others, but their content is passed over: the column
+    has references, int64, shape (b, 4), of which `fetch` makes content once rows are chosen.
+
+    >>> import io, tarfile, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> with tarfile.open(f"{folder.name}/a.tar", "w") as shard:
+    ...     for i in range(3):
+    ...         member = tarfile.TarInfo(f"{i}.jpg")
+    ...         member.size = 3
+    ...         shard.addfile(member, io.BytesIO(b"(%d)" % i))
+    >>> source = TarSource(folder.name, extensions=("jpg",), deferred=("jpg",))
+    >>> (batch,) = source
+    >>> source.fetch({"jpg": batch["jpg"][[2, 0]]})
+    {'jpg': [b'(2)', b'(0)']}
+    >>> folder.cleanup()
+
     All batches have exactly `batch_size` rows, but the last of a pass may have fewer. One
     `iter()` is one pass. As the dataset of `DataLoader(source, batch_size=None,
     num_workers=n)` each worker reads every nth shard; each rank does likewise.
@@ -65,12 +83,15 @@ class TarSource(ShardSource):
         *("bad_header", "compressed", "cut", "data_after_end", "decode", "duplicate_part"),
         *("incomplete", "not_regular", "too_large", "unsafe_key", "unsupported_type"),
     )
+    kinds_of_fetch_damage: ClassVar[tuple[str, ...]] = ("decode", "too_large")
+    reference_width: ClassVar[int] = 4
 
     def __init__(
         self,
         paths: Paths,
         *,
         extensions: Sequence[str],
+        deferred: Sequence[str] = (),
         batch_size: int = 256,
         manifest: str | PathLike[str] | None = None,
         decoders: Mapping[str, Decoder | None] | None = None,
@@ -87,6 +108,8 @@ class TarSource(ShardSource):
             extensions: parts that a sample must have, such as `("jpg", "cls")`; members with
                 other extensions are not read. What follows the first dot of a file's name,
                 in lower case.
+            deferred: those of `extensions` that are read only of chosen rows, by `fetch`; their
+                decoders run there.
             batch_size: rows of each batch, at least 1.
             manifest: file that `write_manifest` made of the shards; each shard is compared
                 with it before its first sample is given out.
@@ -102,14 +125,18 @@ class TarSource(ShardSource):
             ValueError: no shards are there, or an argument is out of its range.
             TypeError: `extensions` is one string.
         """
+        names = _checked_extensions(extensions)
+        later = _checked_extensions(deferred) if deferred else []
+        if not set(later) <= set(names):
+            raise ValueError(f"deferred must be among extensions {names}, got {later}")
         super().__init__(
             ShardSet.find(paths, _SUFFIXES, manifest),
+            deferred=tuple(later),
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
             on_error=on_error,
         )
-        names = _checked_extensions(extensions)
         unknown = set(decoders or ()) - set(names)
         if unknown:
             raise ValueError(f"decoders are given for {sorted(unknown)}, not in {names}")
@@ -118,20 +145,37 @@ class TarSource(ShardSource):
         self._columns = {name: column_for(name, decoders or {}) for name in names}
         self._limits = Limits(max_member_bytes, max_sample_bytes)
 
-    def _open(self, shard: Shard, view: mmap, start: Position, report: Report) -> ShardReader:
+    def _open(
+        self, shard: Shard, file: ShardFile, digest: int, start: Position, report: Report
+    ) -> ShardReader:
         samples = Samples(
-            view,
+            file.view,
             {name.encode(): i for i, name in enumerate(self._columns)},
             self._limits,
+            deferred=frozenset(i for i, name in enumerate(self._columns) if name in self.deferred),
             offset=start.offset,
             end_required=self._shards.entries is None,
         )
-        return _TarReader(shard, start, samples, self._columns, report, self._counts)
+        return _TarReader(
+            shard,
+            start,
+            samples,
+            self._columns,
+            deferred=self.deferred,
+            digest=digest,
+            report=report,
+            counts=self._counts,
+        )
+
+    def _rows(self, file: ShardFile, digest: int) -> Rows:
+        columns = {name: self._columns[name] for name in self.deferred}
+        return TarRows(file, digest, columns, self._limits.member_bytes)
 
     def _join(self, ids: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
         batch = {"__key__": columns["__key__"], "id": ids}
         for name, column in self._columns.items():
-            batch[name] = column.join(columns[name])
+            deferred = name in self.deferred
+            batch[name] = columns[name] if deferred else column.join(columns[name])
         return batch
 
 
@@ -142,6 +186,9 @@ class _TarReader:
         start: Position,
         samples: Samples,
         columns: Mapping[str, Column],
+        *,
+        deferred: tuple[str, ...],
+        digest: int,
         report: Report,
         counts: Counts,
     ) -> None:
@@ -149,7 +196,12 @@ class _TarReader:
         self._first_id = shard.number << 32
         self._samples, self._iterator = samples, iter(samples)
         self._names = list(columns)
-        self._decoders = [(i, c.decode) for i, c in enumerate(columns.values()) if c.decode]
+        self._deferred, self._digest = deferred, digest
+        self._decoders = [
+            (i, name, column.decode)
+            for i, (name, column) in enumerate(columns.items())
+            if column.decode and name not in deferred
+        ]
         self._report = report
         self._counts = counts
         self._ignored = 0
@@ -184,20 +236,20 @@ class _TarReader:
         self._count_ignored()
         if not keys:
             return None
-        columns = zip(self._names, map(list, zip(*kept, strict=True)), strict=True)
-        return Piece(torch.tensor(ids), {"__key__": keys, **dict(columns)})
+        numbers = torch.tensor(ids)
+        columns: dict[str, Any] = {"__key__": keys}
+        for name, column in zip(self._names, map(list, zip(*kept, strict=True)), strict=True):
+            columns[name] = column
+            if name in self._deferred:
+                columns[name] = refer(numbers, self._digest, *torch.tensor(column).unbind(1))
+        return Piece(numbers, columns)
 
     def _decode(self, parts: list[Any]) -> DamageError | None:
-        for i, decode in self._decoders:
-            try:
-                parts[i] = decode(parts[i])
-            except DamageError as damage:
-                return damage
-            except Exception as error:  # a decoder of the user's may raise anything
-                reason = f"its {self._names[i]} part cannot be decoded: {type(error).__name__}"
-                undecoded = DamageError("decode", reason, one_sample=True)
-                undecoded.__cause__ = error
-                return undecoded
+        try:
+            for i, name, decode in self._decoders:
+                parts[i] = decode_part(name, decode, parts[i])
+        except DamageError as damage:
+            return damage
         return None
 
     def _count_ignored(self) -> None:

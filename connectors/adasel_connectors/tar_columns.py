@@ -18,7 +18,7 @@ from torch import Tensor
 from adasel_connectors.damage import DamageError
 from adasel_connectors.npy import read_header
 
-__all__ = ["Column", "Decoder", "column_for"]
+__all__ = ["Column", "Decoder", "column_for", "decode_part"]
 
 Decoder: TypeAlias = Callable[[bytes], Any]
 """From one part's bytes to its value; whatever it raises marks the sample as unusable."""
@@ -35,6 +35,10 @@ class Column(Protocol):
 
     def join(self, values: list[Any]) -> Any:
         """Make a column of b values: a tensor, a list, or an array of objects, b rows."""
+        ...
+
+    def value(self, part: bytes) -> Any:
+        """Decode one part apart from any batch."""
         ...
 
 
@@ -60,16 +64,38 @@ def column_for(extension: str, decoders: Mapping[str, Decoder | None]) -> Column
     return _Decoded(known[last]) if last in known else _Plain()
 
 
+def decode_part(extension: str, decode: Decoder, part: bytes) -> Any:
+    """Decode one part of a sample.
+
+    Raises:
+        DamageError: the decoder raised something.
+
+    >>> decode_part("txt", bytes.decode, b"two words")
+    'two words'
+    """
+    try:
+        return decode(part)
+    except DamageError:
+        raise
+    except Exception as error:  # a decoder of the user's may raise anything
+        reason = f"its {extension} part cannot be decoded: {type(error).__name__}"
+        raise DamageError("decode", reason, one_sample=True) from error
+
+
 class _Plain:
     decode: Decoder | None = None
 
     def join(self, values: list[bytes]) -> list[bytes]:
         return values
 
+    def value(self, part: bytes) -> bytes:
+        return part
+
 
 class _Decoded:
     def __init__(self, decode: Decoder) -> None:
         self.decode: Decoder | None = decode
+        self.value = decode
 
     def join(self, values: list[Any]) -> Any:
         return join_values(values)
@@ -94,6 +120,9 @@ class _Npy:
         if not all(len(value) == size and value.startswith(head) for value in values):
             return join_values([read_header(v).arrays([v])[0] for v in values])
         return torch.from_numpy(header.arrays(values))
+
+    def value(self, part: bytes) -> Tensor:
+        return torch.from_numpy(read_header(part).arrays([part])[0])
 
 
 def join_values(values: list[Any]) -> Any:

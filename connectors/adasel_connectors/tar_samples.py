@@ -14,9 +14,12 @@ from typing import TypeAlias
 from adasel_connectors.damage import DamageError
 from adasel_connectors.tar_walk import END, REGULAR, walk
 
-__all__ = ["Limits", "RawSample", "Samples", "count_samples"]
+__all__ = ["Limits", "Part", "RawSample", "Samples", "count_samples"]
 
-RawSample: TypeAlias = tuple[str, list[bytes], DamageError | None, int]
+Part: TypeAlias = bytes | tuple[int, int]
+"""Content; or, where it is deferred, its first byte in the archive and its size."""
+
+RawSample: TypeAlias = tuple[str, list[Part], DamageError | None, int]
 """Key, one part for each extension asked for, what is wrong with it, where the next begins."""
 
 _SLASH = ord("/")
@@ -51,12 +54,17 @@ class Samples:
         extensions: Mapping[bytes, int],
         limits: Limits,
         *,
+        deferred: frozenset[int] = frozenset(),
         offset: int = 0,
         end_required: bool = True,
     ) -> None:
-        """Start at a member's offset; `extensions` maps lower-case names to columns."""
+        """Start at a member's offset; `extensions` maps lower-case names to columns.
+
+        The content of `deferred` columns is not read.
+        """
         self._view = view
         self._columns = extensions
+        self._deferred = deferred
         self._limits = limits
         self._offset = offset
         self._end_required = end_required
@@ -71,9 +79,9 @@ class Samples:
         """
         view, columns = self._view, self._columns
         member_bytes, sample_bytes = self._limits.member_bytes, self._limits.sample_bytes
-        count = len(columns)
+        count, deferred = len(columns), self._deferred
         key: bytes | None = None
-        parts: list[bytes] = []
+        parts: list[Part] = []
         seen = taken = 0  # seen: one bit for each part that is there
         damage: DamageError | None = None
         for name, kind, start, size, at in walk(
@@ -103,7 +111,7 @@ class Samples:
             elif seen >> column & 1:
                 damage = DamageError("duplicate_part", "it has one part twice", one_sample=True)
             else:
-                parts[column] = view[start : start + size]
+                parts[column] = (start, size) if column in deferred else view[start : start + size]
                 seen |= 1 << column
 
 
@@ -130,7 +138,7 @@ def _passed_over(stem: bytes, name: bytes) -> bool:
 
 
 def _sample(
-    raw_key: bytes, parts: list[bytes], missing: int, damage: DamageError | None, offset: int
+    raw_key: bytes, parts: list[Part], missing: int, damage: DamageError | None, offset: int
 ) -> RawSample:
     if damage is None and missing:
         damage = DamageError("incomplete", f"{missing} of its parts are missing", one_sample=True)

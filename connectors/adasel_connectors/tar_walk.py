@@ -18,7 +18,7 @@ from zlib import adler32
 
 from adasel_connectors.damage import DamageError, shown
 
-__all__ = ["END", "LINK", "REGULAR", "SPARSE", "Member", "walk"]
+__all__ = ["END", "LINK", "REGULAR", "SPARSE", "Member", "begins_file", "walk"]
 
 REGULAR, LINK, SPARSE, END = "regular", "link or device", "sparse", "end"
 _FOLDER = "folder"
@@ -93,9 +93,7 @@ def walk(view: mmap, offset: int = 0, *, end_required: bool = True) -> Iterator[
             _check_end(view, offset, extension is _NONE, end_required)
             break
         raw_name, raw_size, checksum, typeflag, magic = _FIELDS.unpack_from(head)
-        # The low half of Adler-32 is 1 + the sum of the bytes modulo 65,521: exact for ASCII.
-        total = adler32(head) & 0xFFFF if head.isascii() else sum(head) + 1
-        if total != _expected_total(checksum) or magic not in _MAGICS:
+        if _total(head) != _expected_total(checksum) or magic not in _MAGICS:
             _check_end(view, offset, extension is _NONE, end_required)
             break
         size = extension.size if extension.size >= 0 else _number(raw_size)
@@ -118,6 +116,22 @@ def walk(view: mmap, offset: int = 0, *, end_required: bool = True) -> Iterator[
             yield name, SPARSE if extension.sparse else kind, start, size, at
         at, extension = offset, _NONE
     yield b"", END, offset, 0, offset
+
+
+def begins_file(head: bytes) -> bool:
+    """Tell whether 512 bytes are a sound header of a regular file, as before its content.
+
+    >>> begins_file(bytes(512))
+    False
+    """
+    *_, checksum, typeflag, magic = _FIELDS.unpack_from(head)
+    sound = _total(head) == _expected_total(checksum) and magic in _MAGICS
+    return sound and typeflag in (b"0", b"\0")
+
+
+def _total(head: bytes) -> int:
+    # the low half of Adler-32 is 1 + the sum of the bytes modulo 65,521: exact for ASCII
+    return adler32(head) & 0xFFFF if head.isascii() else sum(head) + 1
 
 
 def _extend(before: _Extension, typeflag: bytes, text: bytes, at: int) -> _Extension:
