@@ -1,0 +1,278 @@
+"""The trainer's side: rows of serving processes go into its loss record, each exactly once."""
+
+import logging
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from operator import index
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from adasel_stream.serving.backlog import Backlog, Loaded
+from adasel_stream.serving.inbox import Inbox, Listing
+from adasel_stream.serving.refusals import Refusals
+from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, Rows
+from adasel_stream.serving.served import Cursor, ServedRecord
+
+__all__ = ["LossFeed"]
+
+_COUNTS: Final = ("segments_applied", "segments_missing", "rows_applied", "rows_ignored")
+_MOST_REMOVED: Final = 16  # files in one poll
+_TIDY_EVERY_S: Final = 30.0
+# a folder of very many segments is listed less often
+_LISTING_SHARE: Final = 0.05
+# of writers of which nothing is left; far more than may ever vanish for a moment
+_MOST_CURSORS: Final = 1024
+_log = logging.getLogger(__name__)
+
+
+class LossFeed:
+    """Drain the segments of serving processes into a loss record, a few rows a call.
+
+    Each writer's rows are applied in order, once: how far they were applied stands in
+    `record.cursors` and moves together with them. A record that is kept on disk tells which
+    cursors its newest snapshot holds, and no segment is removed before that covers it, so that a
+    killed trainer goes on from there. From a record that is not kept, segments go at once.
+
+    A damaged segment is never applied: it is set aside as `*.damaged`, of which 16 stay, and
+    counted. A segment of a newer format version stays where it is, and so do all later ones of
+    its writer. Files that are not ours are left alone.
+
+    One feed a folder, and not to be used by two threads at once.
+
+    Args:
+        folder: where `LossWriter` writes; created if it is missing.
+        poll_every_s: seconds between two looks into the folder, not negative.
+        clock: returns seconds and only goes forward.
+        wall_clock: returns the unix time in seconds, from which ages of rows are counted; a row
+            from the future has age 0.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if poll_every_s is out of its range.
+        OSError: if the folder cannot be created.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     LossFeed(folder).backlog_segments
+    0
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        poll_every_s: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not 0 <= poll_every_s < math.inf:
+            raise ValueError(
+                f"poll_every_s must be a number of seconds, not negative, got {poll_every_s}"
+            )
+        for name, given in (("clock", clock), ("wall_clock", wall_clock)):
+            if not callable(given):
+                raise TypeError(f"{name} must return seconds when called, got {type(given)}")
+        self._folder = Path(os.path.abspath(folder))
+        os.makedirs(self._folder, exist_ok=True)
+        self._poll_every_s = float(poll_every_s)
+        self._clock, self._wall_clock = clock, wall_clock
+        self._inbox = Inbox(self._folder)
+        self._refusals = Refusals(_log, "it is tried again")
+        self._backlog = Backlog(self._folder, self._inbox, self._refusals)
+        self._finished: deque[tuple[str, int]] = deque()
+        self._list_at_s = self._tidy_at_s = -math.inf
+        self._seen: dict[str, Cursor] = {}
+        self._newest_second = 0
+        self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of segments and rows since this feed was made.
+
+        `segments_applied` to their end, `segments_damaged` and set aside, `segments_missing` in a
+        writer's sequence: removed by their writer as too many, or lost. `writers_newer` write
+        what only a newer release can read. `rows_applied`; `rows_ignored` are predictions for a
+        record without `pending`, and rows of unknown kinds. `failures` are refusals of the
+        operating system; what they concerned is tried again.
+        """
+        return self._counts | {
+            "segments_damaged": self._backlog.damaged,
+            "writers_newer": len(self._backlog.newer),
+            "failures": self._refusals.count,
+        }
+
+    @property
+    def backlog_segments(self) -> int:
+        """Segments that are known and not yet applied to their end."""
+        return len(self._backlog)
+
+    @property
+    def newest_age_s(self) -> float:
+        """Age in seconds of the newest row that was applied, infinite before the first."""
+        if not self._newest_second:
+            return math.inf
+        return max(0.0, self._wall_clock() - self._newest_second)
+
+    def poll(self, record: ServedRecord, max_rows: int = 16_384) -> int:
+        """Apply rows that have come to `record`.
+
+        Nothing to do costs one look at the clock. While a snapshot of the record is being
+        copied, nothing is applied.
+
+        Args:
+            record: the record; the same in every call.
+            max_rows: most rows to take, positive.
+
+        Returns:
+            Rows taken, ignored ones included; 0 does not mean that nothing is left.
+
+        Raises:
+            ValueError: if max_rows is not positive.
+        """
+        busy = len(self._backlog) or self._finished
+        if not busy and self._clock() < self._list_at_s:
+            return 0
+        if index(max_rows) < 1:
+            raise ValueError(f"max_rows must be positive, got {max_rows}")
+        if record.copying:
+            return 0
+        if self._clock() >= self._list_at_s:
+            self._look(record)
+        for _ in range(min(len(self._finished), _MOST_REMOVED)):
+            self._inbox.remove(*self._finished.popleft())
+        self._backlog.load(max_rows)
+        return self._apply(record, max_rows)
+
+    def _look(self, record: ServedRecord) -> None:
+        """List the folder and tell what waits from what is done with."""
+        begin_s = self._clock()
+        with record.lock:
+            if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
+                self._backlog.clear()
+            self._seen = dict(record.cursors)
+        due = {writer: sequence for writer, (sequence, _) in self._seen.items()}
+        try:
+            listing = self._inbox.list(due)
+        except OSError as error:
+            self._refusals.note("the serving folder cannot be listed", error)
+        else:
+            self._backlog.replace(listing.segments, due)
+            self._finished = self._removable(listing, record)
+            self._forget_writers(listing, record)
+            if begin_s >= self._tidy_at_s:
+                self._inbox.tidy(listing)
+                self._tidy_at_s = begin_s + _TIDY_EVERY_S
+        end_s = self._clock()
+        self._list_at_s = end_s + max(self._poll_every_s, (end_s - begin_s) / _LISTING_SHARE)
+
+    def _removable(self, listing: Listing, record: ServedRecord) -> deque[tuple[str, int]]:
+        """Return segments that were applied and, if the record is kept, will stay so."""
+        saved = record.saved_cursors
+        nothing: Cursor = (0, 0)
+        return deque(
+            (writer, sequence)
+            for writer, sequences in listing.segments.items()
+            for sequence in sequences
+            if sequence < self._seen.get(writer, nothing)[0]
+            and (saved is None or sequence < saved.get(writer, nothing)[0])
+        )
+
+    def _forget_writers(self, listing: Listing, record: ServedRecord) -> None:
+        """Drop the oldest cursors of writers of which nothing is left, if they pile up.
+
+        Not at once: a folder that is not there for a while, as its disk is not, may come back
+        with segments that were applied.
+        """
+        surplus = len(self._seen) - _MOST_CURSORS
+        if surplus > 0:
+            needed = listing.segments.keys() | listing.locks
+            needed |= {item.writer for item in self._backlog.loaded}
+            gone = [writer for writer in self._seen if writer not in needed]
+            with record.lock:
+                for writer in gone[:surplus]:
+                    del record.cursors[writer], self._seen[writer]
+
+    def _apply(self, record: ServedRecord, max_rows: int) -> int:
+        """Apply loaded rows and move the cursors, both or neither."""
+        with record.lock:
+            if record.copying:
+                return 0
+            try:
+                parts, moves = self._take(record, max_rows)
+                rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ROW), *parts])
+                if len(rows):
+                    self._hand_over(record, rows)
+                record.cursors.update(moves)
+            except BaseException:
+                self._start_over()  # nothing was applied: the next poll reads it again
+                raise
+            self._seen.update(moves)
+        return len(rows)
+
+    def _take(self, record: ServedRecord, max_rows: int) -> tuple[list[Rows], dict[str, Cursor]]:
+        """Take rows to apply, and tell where the cursors are when they have been."""
+        parts: list[Rows] = []
+        moves: dict[str, Cursor] = {}
+        room = max_rows
+        while self._backlog.loaded and room > 0:
+            item = self._backlog.loaded[0]
+            cursor = moves.get(item.writer, record.cursors.get(item.writer))
+            if item.writer not in moves and self._is_disturbed(record, item.writer):
+                self._start_over()
+                break
+            sequence, begin = cursor or (item.sequence, 0)
+            if sequence != item.sequence:
+                self._counts["segments_missing"] += item.sequence - sequence
+                begin = 0
+            part = item.rows[begin : begin + room]
+            parts.append(part)
+            room -= len(part)
+            moves[item.writer] = (item.sequence, begin + len(part))
+            if begin + len(part) >= len(item.rows):
+                moves[item.writer] = (item.sequence + 1, 0)
+                self._finish(self._backlog.loaded.popleft(), record)
+        return parts, moves
+
+    def _is_disturbed(self, record: ServedRecord, writer: str) -> bool:
+        """Say whether the record was given another state since the last look."""
+        return record.cursors.get(writer) != self._seen.get(writer)
+
+    def _finish(self, item: Loaded, record: ServedRecord) -> None:
+        if len(item.rows):
+            self._counts["segments_applied"] += 1
+            if record.saved_cursors is None:
+                self._finished.append((item.writer, item.sequence))
+
+    def _hand_over(self, record: ServedRecord, rows: Rows) -> None:
+        """Give rows to the record, losses and predictions apart."""
+        now_s = self._wall_clock()
+        kinds = rows["kind"]
+        taken = 0
+        for kind, accept in ((LOSS, record.update), (PREDICTION, record.expect)):
+            if kind == PREDICTION and record.pending is None:
+                continue
+            chosen = rows[kinds == kind]
+            if len(chosen) == 0:
+                continue
+            accept(
+                chosen["id"].astype(np.int64),
+                chosen["value"].astype(np.float32),
+                version=chosen["version"].astype(np.uint16),
+                # a clock of another machine may be ahead
+                age_s=np.maximum(now_s - chosen["second"], 0.0),
+            )
+            newest = min(int(chosen["second"].max()), int(now_s))
+            self._newest_second = max(self._newest_second, newest)
+            taken += len(chosen)
+        self._counts["rows_applied"] += taken
+        self._counts["rows_ignored"] += len(rows) - taken
+
+    def _start_over(self) -> None:
+        """Forget what was read and look into the folder again at the next poll."""
+        self._backlog.clear()
+        self._list_at_s = -math.inf
