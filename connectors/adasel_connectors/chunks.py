@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from adasel_stream.errors import BatchError, SourceError
-from adasel_stream.types import Batch, Stateful
+from adasel_stream.types import Batch, Fetching, Stateful
 
 __all__ = ["Rebatch", "StatefulRebatch", "as_it_is", "rebatch"]
 
@@ -56,7 +56,8 @@ def rebatch(loader: Iterable[Batch], batch_size: int) -> "Rebatch":
         batch_size: rows of each batch, at least 1; the last of a pass may have fewer.
 
     Returns:
-        An iterable; it has `state_dict` when `loader` has.
+        An iterable; it has `state_dict` when `loader` has, and the deferred columns of
+        `loader` or of its `dataset`.
 
     Raises:
         ValueError: `batch_size` is less than 1.
@@ -68,7 +69,11 @@ def rebatch(loader: Iterable[Batch], batch_size: int) -> "Rebatch":
 
 
 class Rebatch:
-    """Batches of an exact size out of a loader's larger or smaller ones; see `rebatch`."""
+    """Batches of an exact size out of a loader's larger or smaller ones; see `rebatch`.
+
+    Attributes:
+        deferred: names of the columns that hold references instead of content; see `fetch`.
+    """
 
     def __init__(self, loader: Iterable[Batch], batch_size: int) -> None:
         """Wrap a loader; it is not touched before the first `iter`.
@@ -81,10 +86,30 @@ class Rebatch:
         self._loader = loader
         self._batch_size = batch_size
         self._position = (self._inner_state(), 0)
+        inner = (loader, getattr(loader, "dataset", None))
+        self._fetching = next((one for one in inner if isinstance(one, Fetching)), None)
+        self.deferred = self._fetching.deferred if self._fetching else ()
 
     def __iter__(self) -> Iterator[Batch]:
         """Begin a pass of the wrapped loader; only the newest iterator may be used."""
         return self._batches(0)
+
+    def fetch(self, references: Mapping[str, Tensor]) -> Mapping[str, Sequence[Any]]:
+        """Read what references point to, by the source in this process.
+
+        Args:
+            references: for each deferred column those of n rows as batches have them, int64,
+                shape (n, w).
+
+        Returns:
+            For each column n values; an exception in the place of one that cannot be had.
+
+        Raises:
+            SourceError: what is wrapped defers no columns.
+        """
+        if self._fetching is None:
+            raise SourceError("the rebatched loader has no source that defers columns")
+        return self._fetching.fetch(references)
 
     def _batches(self, skipped: int) -> Iterator[Batch]:
         chunks: deque[_Chunk] = deque()

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from adasel_connectors.chunks import Rebatch, StatefulRebatch, as_it_is, rebatch
 from adasel_connectors.parquet import ParquetSource
 from adasel_stream.errors import BatchError, SourceError
+from adasel_stream.types import Fetching
 from tests.connectors.shard_files import plain, rows, write_parquet
 
 Pair = namedtuple("Pair", "left right")  # an untyped one, as users have them
@@ -125,3 +126,19 @@ def test_as_it_is_returns_the_very_batch() -> None:
     assert as_it_is(batch) is batch
     assert type(rebatch([batch], 1)) is Rebatch
     assert rows(rebatch([{"id": [1, 2, 3]}], 2)) == [1, 2, 3]
+
+
+def test_deferred_columns_pass_through(tmp_path: Path) -> None:
+    """References of small batches are fetched by the source, also from behind a DataLoader."""
+    write_parquet(tmp_path / "a.parquet", {"x": np.arange(7), "s": [str(i) for i in range(7)]})
+    source = ParquetSource(tmp_path, batch_size=5, deferred=("s",))
+    behind = DataLoader(source, batch_size=None, collate_fn=as_it_is)
+    for loader in (rebatch(source, 3), rebatch(behind, 3), rebatch(rebatch(source, 4), 3)):
+        assert isinstance(loader, Fetching)
+        assert loader.deferred == ("s",)
+        fetched = [loader.fetch({"s": batch["s"]})["s"] for batch in loader]
+        assert fetched == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
+    plain_loader = rebatch([{"x": torch.arange(3)}], 2)
+    assert plain_loader.deferred == ()
+    with pytest.raises(SourceError, match="defers"):
+        plain_loader.fetch({})
