@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adasel_stream.adaselection import Policy
     from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
-    from adasel_stream.decoded import Decoding
+    from adasel_stream.decoding import Decoding
     from adasel_stream.loader import SelectingLoader
     from adasel_stream.policies import paper, unbiased
     from adasel_stream.record import LossRecord
@@ -39,7 +39,7 @@ __all__ = [
 _HOMES = {
     "adaselection": ("Policy",),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
-    "decoded": ("Decoding",),
+    "decoding": ("Decoding",),
     "loader": ("SelectingLoader",),
     "policies": ("paper", "unbiased"),
     "record": ("LossRecord",),

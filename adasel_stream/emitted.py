@@ -5,13 +5,14 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from adasel_stream import trees
 from adasel_stream.errors import AdaselError
 from adasel_stream.types import Batch
 
-__all__ = ["Emission", "Emissions", "Emitted"]
+__all__ = ["Emission", "Emissions", "Emitted", "check_losses", "weighted_mean"]
 
 _KEPT = 8
 
@@ -35,6 +36,35 @@ class Emitted(NamedTuple):
     importances: Tensor
     ids: Tensor | None = None
     recorded: Tensor | None = None
+
+
+def check_losses(losses: Tensor, weights: Tensor) -> None:
+    """Make sure that there is a loss for each weight.
+
+    Raises:
+        ValueError: another shape, such as an averaged loss.
+        TypeError: losses are no tensor.
+    """
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"losses must be a tensor, got {type(losses).__name__}")
+    if losses.shape != weights.shape:
+        hint = '; compute it with reduction="none"' if losses.ndim == 0 else ""
+        raise ValueError(
+            f"losses must have shape {tuple(weights.shape)}, one per row of the batch, "
+            f"got {tuple(losses.shape)}{hint}"
+        )
+
+
+def weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Average weight times loss over the slots that a row fills, shape ().
+
+    >>> weighted_mean(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([0.5, 1.5, 0.0]))
+    tensor(2.5000)
+    """
+    weights = weights.to(losses.device, non_blocking=True)
+    filled = weights > 0  # a void slot must not leak its loss, whatever that is
+    weighted = torch.where(filled, losses * weights, 0.0)
+    return weighted.sum() / filled.sum().clamp(min=1)
 
 
 @dataclass(slots=True)

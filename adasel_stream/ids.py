@@ -1,4 +1,4 @@
-"""Stable names of instances: where a batch holds them, and as the integers that stand for them."""
+"""Names and labels of instances: where a batch holds them, and names as integers."""
 
 from collections.abc import Sequence
 from typing import Any, cast
@@ -12,7 +12,7 @@ from adasel_stream.errors import BatchError
 from adasel_stream.keys import instance_ids
 from adasel_stream.types import Batch, Ids
 
-__all__ = ["as_ids", "find_ids"]
+__all__ = ["as_ids", "find_ids", "find_labels"]
 
 
 def find_ids(batch: Batch, where: Any, rows: int) -> npt.NDArray[np.int64]:
@@ -29,18 +29,34 @@ def find_ids(batch: Batch, where: Any, rows: int) -> npt.NDArray[np.int64]:
     >>> find_ids({"meta": {"id": [7, 8]}}, ("meta", "id"), 2)
     array([7, 8])
     """
-    try:
-        found: Any = where(batch) if callable(where) else _follow(batch, where)
-    except (KeyError, IndexError, AttributeError, TypeError) as error:
-        raise BatchError(
-            f"ids={where!r} is not in the batch, whose leaves are "
-            f"{', '.join('batch' + path for path in trees.flatten(batch)) or 'none'}; name a key "
-            'such as "id", a tuple of keys, or a function of the batch'
-        ) from error
+    found = _found(batch, where, "ids")
     ids = as_ids(found)
     if ids.shape != (rows,):
         raise BatchError(f"ids={where!r} gives shape {ids.shape}, expected ({rows},): one per row")
     return ids
+
+
+def find_labels(batch: Batch, where: Any, rows: int) -> npt.NDArray[Any]:
+    """Take the labels out of a batch, on the host.
+
+    Args:
+        batch: the candidates, as they came.
+        where: as in `find_ids`.
+        rows: b.
+
+    Raises:
+        BatchError: there is nothing there, or not one label per row.
+
+    >>> find_labels({"x": [0.5, 0.1], "y": [1, 0]}, "y", 2)
+    array([1, 0])
+    """
+    found = _found(batch, where, "labels")
+    labels: npt.NDArray[Any] = found.cpu().numpy() if isinstance(found, Tensor) else np.array(found)
+    if labels.shape[:1] != (rows,):
+        raise BatchError(
+            f"labels={where!r} gives shape {labels.shape}, expected ({rows},): one per row"
+        )
+    return labels
 
 
 def as_ids(ids: Ids | Tensor) -> npt.NDArray[np.int64]:
@@ -72,6 +88,17 @@ def as_ids(ids: Ids | Tensor) -> npt.NDArray[np.int64]:
             "floats lose their last digits, and a missing id cannot be recorded"
         )
     return array.view(np.int64) if array.dtype == np.uint64 else array.astype(np.int64, copy=False)
+
+
+def _found(batch: Batch, where: Any, argument: str) -> Any:
+    try:
+        return where(batch) if callable(where) else _follow(batch, where)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise BatchError(
+            f"{argument}={where!r} is not in the batch, whose leaves are "
+            f"{', '.join('batch' + path for path in trees.flatten(batch)) or 'none'}; name a key "
+            'such as "id", a tuple of keys, or a function of the batch'
+        ) from error
 
 
 def _follow(batch: Batch, where: Any) -> Any:

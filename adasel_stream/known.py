@@ -8,7 +8,7 @@ are unknown, and what is compared with each other is of one kind, recorded or fr
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from adasel_stream import trees
-from adasel_stream.decoded import Decoder
+from adasel_stream.average import RunningMean
+from adasel_stream.decoding import Decoder
 from adasel_stream.gathering import Gathered, Gathering
-from adasel_stream.ids import as_ids, find_ids
+from adasel_stream.ids import as_ids, find_ids, find_labels
 from adasel_stream.record import LossRecord
 from adasel_stream.rows import Leaves, chosen_rows
 from adasel_stream.scorers import Score, as_scored, checked
+from adasel_stream.serving import LossFeed
 from adasel_stream.staleness import Staleness
 from adasel_stream.types import Batch, Ids, Sample, Scored
 
@@ -29,9 +31,6 @@ __all__ = ["Judged", "KnownLosses"]
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Float32s: TypeAlias = npt.NDArray[np.float32]
-
-_LOSSES_OF_MEAN: Final = 10_000
-"""About how many of the last known losses the mean is of that stands in for an unknown one."""
 
 
 class Judged(NamedTuple):
@@ -83,11 +82,14 @@ class KnownLosses:
         score: gives losses of the rows that are not known; None where the record is all there is.
         record: losses by instance id, or None to score every row.
         where: where a batch holds its ids, as `find_ids` takes it; needed with a record.
+        feed: losses of serving processes, drained into the record before every look-up, or None.
+        labels: where a batch holds its labels, for predictions that wait in the record, or None.
         decoder: decodes candidates before they are scored, or None where they need no decoding.
 
     Raises:
         TypeError: score is no function, or record no `LossRecord`.
-        ValueError: there is neither score nor record, or a record without `where`.
+        ValueError: there is neither score nor record, a record without `where`, a feed without a
+            record, or labels for a record that keeps no predictions.
     """
 
     def __init__(
@@ -95,6 +97,9 @@ class KnownLosses:
         score: Score | None,
         record: LossRecord | None,
         where: Any,
+        *,
+        feed: LossFeed | None = None,
+        labels: Any = None,
         decoder: Decoder | None = None,
     ) -> None:
         if score is None and record is None:
@@ -108,13 +113,21 @@ class KnownLosses:
                 "record= needs ids=: the key of a batch under which it holds its instances' ids, "
                 'such as ids="__key__"'
             )
+        if feed is not None and record is None:
+            raise ValueError("serving= needs record=, into which losses of serving processes go")
+        if labels is not None and (record is None or record.pending is None):
+            raise ValueError(
+                "labels= needs a record in which predictions wait for them: pass "
+                "record=LossRecord(..., pending=PendingLabels(...))"
+            )
         self._score = score
         self._record = record
         self._where = where
+        self._feed = feed
+        self._labels = labels
         self._decoder = decoder
         self.staleness = Staleness()
-        self._mean = 0.0
-        self._counted = 0
+        self._mean = RunningMean()
         self._whole: deque[_Group] = deque()
         self._known: Gathering | None = None
         self._unknown: Gathering | None = None
@@ -143,6 +156,10 @@ class KnownLosses:
         if self._record is None or ids is None:
             self._whole.append(_Group(leaves, None, None, True, batch))
             return
+        if self._feed is not None:
+            self._feed.poll(self._record)
+        if self._labels is not None:
+            self._record.join(ids, find_labels(batch, self._labels, len(ids)))
         known = self._record.lookup(ids)
         recorded = np.stack([np.where(known.known, known.losses, np.nan), known.age_s], axis=1)
         if self._score is None or known.known.all():
@@ -205,8 +222,7 @@ class KnownLosses:
             "record": None
             if record is None or getattr(record, "kept", False)
             else _with_tensors(record.state_dict()),
-            "mean": self._mean,
-            "counted": self._counted,
+            "mean": self._mean.state_dict(),
             "staleness": self.staleness.state_dict(),
             "gathered": {n: None if b is None else b.state_dict() for n, b in gatherings.items()},
         }
@@ -221,7 +237,7 @@ class KnownLosses:
         """
         if self._record is not None and state["record"] is not None:
             self._record.load_state_dict(_with_arrays(state["record"]))
-        self._mean, self._counted = float(state["mean"]), int(state["counted"])
+        self._mean.load_state_dict(state["mean"])
         self.staleness.load_state_dict(state["staleness"])
         self._whole.clear()
         self._known, self._unknown = (
@@ -251,8 +267,8 @@ class KnownLosses:
         known = ~np.isnan(recorded[:, 0])
         losses = np.empty(len(recorded), np.float32)
         losses[known] = self.staleness.correct(recorded[known, 0], recorded[known, 1])
-        self._follow(losses[known])
-        losses[~known] = self._mean
+        self._mean.add(losses[known])
+        losses[~known] = self._mean.value
         tensor = torch.from_numpy(losses).to(_device_of(group.leaves), non_blocking=True)
         guessed = None if known.all() else ~known
         fresh = np.zeros_like(known)
@@ -277,14 +293,6 @@ class KnownLosses:
         if group.ids is not None:
             recorded = np.full((rows, 2), np.nan, dtype=np.float32)
         return Judged(group.leaves, scored, fresh, group.ids, recorded, None, samples)
-
-    def _follow(self, losses: Float32s) -> None:
-        """Move the mean that stands in for unknown losses by some known ones."""
-        if losses.size:
-            self._counted += losses.size
-            # an even mean at first
-            share = losses.size / min(self._counted, max(_LOSSES_OF_MEAN, losses.size))
-            self._mean += share * (float(losses.mean(dtype=np.float64)) - self._mean)
 
 
 def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, list[Sample]]:

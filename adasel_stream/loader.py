@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from os import PathLike
 from typing import Any, Self
 
 import numpy.typing as npt
@@ -13,16 +14,18 @@ from adasel_stream.agreement import FORMAT, check_metrics, check_state
 from adasel_stream.candidates import Candidates
 from adasel_stream.chooser import Chooser
 from adasel_stream.costs import cost_of, tell
-from adasel_stream.decoded import Decoder, Decoding, fetching
-from adasel_stream.emitted import Emissions, Emitted
+from adasel_stream.decoding import Decoding, decoder_for
+from adasel_stream.emitted import Emissions, Emitted, check_losses, weighted_mean
 from adasel_stream.errors import AdaselError
 from adasel_stream.known import KnownLosses
 from adasel_stream.methods import DEFAULT_METHODS, gradient_norm, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
+from adasel_stream.rows import usable
 from adasel_stream.scorers import Score, scorer_for
-from adasel_stream.selector import Selector, usable
+from adasel_stream.selector import Selector
+from adasel_stream.serving import LossFeed
 from adasel_stream.types import Batch, Ids, Method, Sample
 
 __all__ = ["SelectingLoader"]
@@ -48,6 +51,10 @@ class SelectingLoader:
         record: known losses by instance; known and fresh ones are not scored again.
         ids: where a batch holds its instances' ids: a key, a path such as ("meta", "id"), or a
             function of the batch. Needed with `record`, unused without.
+        serving: the folder in which serving processes write losses by `LossWriter`, or a `LossFeed`
+            of it; they go into `record` as they come.
+        labels: where a batch holds its labels, as `ids` says where it holds ids; predictions that
+            wait in the record become losses when their labels come by.
         decode: turns one chosen raw sample into what is trained on, after selection and in threads;
             a function, or `Decoding` with their number. A source's deferred columns are fetched
             first, and where there are any, decode may be left out.
@@ -80,6 +87,8 @@ class SelectingLoader:
         batch_size: int | None = None,
         record: LossRecord | None = None,
         ids: Any = None,
+        serving: LossFeed | str | PathLike[str] | None = None,
+        labels: Any = None,
         decode: Callable[[Sample], Sample] | Decoding | None = None,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
@@ -103,10 +112,12 @@ class SelectingLoader:
             )
         check_metrics(metrics, list(named))
         self.metrics = metrics
+        feed = LossFeed(serving) if isinstance(serving, str | PathLike) else serving
         home = None if device is None else usable(device)
-        self._decoder = _decoder_for(decode, source, home, metrics)
+        self._decoder = decoder_for(decode, source, home, metrics.decode_rows)
+        known = KnownLosses(scorer, record, ids, feed=feed, labels=labels, decoder=self._decoder)
         self._selector = Selector(
-            KnownLosses(scorer, record, ids, self._decoder),
+            known,
             chooser,
             batch_size=batch_size,
             device=home,
@@ -127,7 +138,10 @@ class SelectingLoader:
         self._pass: object = None
         self._over = False
         self._goes_on = False
-        _watch(self.metrics, score, record, source)
+        if record is not None:
+            metrics.score_mode = "record" if score is None else "forward and record"
+        counts: Any = source if isinstance(getattr(source, "counts", None), Mapping) else None
+        metrics.watch(record=record, source=counts, feed=feed, staleness=known.staleness)
 
     @property
     def weights(self) -> Tensor:
@@ -197,20 +211,10 @@ class SelectingLoader:
         """
         emission = self._emissions.of(batch)
         rows = emission.rows
-        if not isinstance(losses, Tensor):
-            raise TypeError(f"losses must be a tensor, got {type(losses).__name__}")
-        if losses.shape != rows.weights.shape:
-            hint = '; compute it with reduction="none"' if losses.ndim == 0 else ""
-            raise ValueError(
-                f"losses must have shape {tuple(rows.weights.shape)}, one per row of the batch, "
-                f"got {tuple(losses.shape)}{hint}"
-            )
+        check_losses(losses, rows.weights)
         if self._emissions.teach(emission):
             self._selector.learn(rows, losses)
-        weights = rows.weights.to(losses.device, non_blocking=True)
-        filled = weights > 0  # a void slot must not leak its loss, whatever that is
-        weighted = torch.where(filled, losses * weights, 0.0)
-        return weighted.sum() / filled.sum().clamp(min=1)
+        return weighted_mean(losses, rows.weights)
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere, such as while serving.
@@ -308,27 +312,3 @@ class SelectingLoader:
         if not self._told:
             self._told = True
             tell(self._cost, stacklevel=3)
-
-
-def _decoder_for(
-    decode: Callable[[Sample], Sample] | Decoding | None,
-    source: Iterable[Batch],
-    device: torch.device | None,
-    metrics: Metrics,
-) -> Decoder | None:
-    """Make what decodes chosen rows, where there is something to fetch or to decode."""
-    fetches = fetching(source)
-    if decode is None and fetches is None:
-        return None
-    decoding = decode if isinstance(decode, Decoding) else Decoding(decode)
-    return Decoder(decoding, fetches, device, metrics.decode_rows)
-
-
-def _watch(
-    metrics: Metrics, score: Score | None, record: LossRecord | None, source: Iterable[Batch]
-) -> None:
-    """Tell the metrics where losses come from, and what else counts."""
-    if record is not None:
-        metrics.score_mode = "record" if score is None else "forward and record"
-    counts: Any = source if isinstance(getattr(source, "counts", None), Mapping) else None
-    metrics.watch(record=record, source=counts)

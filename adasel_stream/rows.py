@@ -20,6 +20,7 @@ __all__ = [
     "row_count",
     "slots_for",
     "take_rows",
+    "usable",
 ]
 
 Leaf: TypeAlias = Tensor | npt.NDArray[Any] | list[Any]
@@ -150,6 +151,26 @@ def copy_rows(leaf: Leaf, stop: int) -> Leaf:
     if isinstance(rows, Tensor):
         return rows.clone()
     return rows.copy()
+
+
+def usable(device: torch.device | str) -> torch.device:
+    """Name a device, and make sure that this machine has it.
+
+    Raises:
+        ValueError: it has not.
+
+    >>> usable("cpu")
+    device(type='cpu')
+    """
+    try:
+        named = torch.device(device)
+        torch.empty(0, device=named)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(
+            f"device={device!r} cannot be used here; name one that torch has, such as 'cpu' or "
+            "'cuda', or None to leave batches where they are"
+        ) from error
+    return named
 
 
 def _place(leaf: Leaf, device: torch.device) -> Leaf:

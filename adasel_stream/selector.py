@@ -12,7 +12,8 @@ from torch import Tensor
 from adasel_stream import trees
 from adasel_stream.buffer import Buffer
 from adasel_stream.chooser import Chooser
-from adasel_stream.decoded import DecodedRows, Decoder
+from adasel_stream.decoded import DecodedRows
+from adasel_stream.decoding import Decoder
 from adasel_stream.emitted import Emitted
 from adasel_stream.known import Judged, KnownLosses
 from adasel_stream.late import Late
@@ -20,7 +21,7 @@ from adasel_stream.metrics import Metrics
 from adasel_stream.rows import Leaves, place, row_count
 from adasel_stream.types import Batch, Feedback, Ids, Selection
 
-__all__ = ["Selector", "usable"]
+__all__ = ["Selector"]
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -315,23 +316,3 @@ class Selector:
             Feedback(losses, last.importances, last.probabilities, last.inclusions, valid)
         )
         self._metrics.policy_updates += 1
-
-
-def usable(device: torch.device | str) -> torch.device:
-    """Name a device, and make sure that this machine has it.
-
-    Raises:
-        ValueError: it has not.
-
-    >>> usable("cpu")
-    device(type='cpu')
-    """
-    try:
-        named = torch.device(device)
-        torch.empty(0, device=named)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(
-            f"device={device!r} cannot be used here; name one that torch has, such as 'cpu' or "
-            "'cuda', or None to leave batches where they are"
-        ) from error
-    return named

@@ -20,11 +20,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from adasel_stream.record.evicted import EVICTED_AGE_BOUNDS_S
+
 __all__ = ["AGE_BOUNDS_S", "Staleness"]
 
 Floats = npt.NDArray[np.floating[Any]]
 
-AGE_BOUNDS_S: Final = (1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0)
+AGE_BOUNDS_S: Final = EVICTED_AGE_BOUNDS_S
 """Ages are told apart by these bounds, from a second to a week; a bound belongs to the class that
 it ends."""
 

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from adasel_stream.metrics import Metrics
 from adasel_stream.record import LossRecord
+from adasel_stream.staleness import Staleness
 
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "metrics.md"
 METHODS = ["big_loss", "uniform"]
@@ -32,8 +33,11 @@ def select(metrics: Metrics, seen: list[float], selected: list[float]) -> None:
 
 def busy() -> Metrics:
     """Return metrics in which every family has a value."""
-    record, metrics = LossRecord(64), make()
-    metrics.watch(record=record)
+    record, staleness, metrics = LossRecord(64), Staleness(), make()
+    losses = np.linspace(0, 1, 200)
+    for age_s in (0.0, 5.0, 30.0, 300.0, 3e3, 2e4, 8e4, 6e5, 1e6):
+        staleness.learn(losses, np.full(200, age_s), losses)
+    metrics.watch(record=record, staleness=staleness)
     two = np.array([0.5, 0.5])
     metrics.observe_selection(two, two, two, two, two, two)
     metrics.observe_checkpoint()

@@ -50,6 +50,7 @@ def test_an_inner_phase_takes_its_time_from_the_outer_one() -> None:
         "data_wait": 0.0,
         "score": 0.0,
         "select": 0.0,
+        "decode": 0.0,
         "train": 3.0,
         "checkpoint": 4.0,
         "other": 3.0,

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from adasel_stream.record.evicted import EVICTED_AGE_BOUNDS_S
+
 __all__ = [
+    "AGES",
     "FAMILIES",
     "LOSS_BOUNDS",
     "PHASES",
@@ -24,8 +27,11 @@ LOSS_BOUNDS = tuple(float(f"{10 ** (step / 4):.3g}") for step in range(-12, 9))
 STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 """12 bounds for the seconds of one step."""
 
-RECORD_AGE_BOUNDS_S = (1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0, 604800.0)
-"""8 bounds for the age of a reused loss, from a second to a week."""
+RECORD_AGE_BOUNDS_S = EVICTED_AGE_BOUNDS_S
+"""8 bounds for ages of recorded losses, from a second to a week."""
+
+AGES = ("1s", "10s", "1m", "10m", "1h", "6h", "1d", "1w", "older")
+"""Ages of recorded losses up to each of these, as `staleness` tells them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,63 @@ FAMILIES: tuple[Family, ...] = (
     ),
     Family("record_rejected", "counter", "Losses that the record refused: not finite."),
     Family("record_age_seconds", "histogram", "Age of a recorded loss when it is reused."),
+    Family(
+        "record_evicted_age_seconds",
+        "histogram",
+        "Age of a recorded loss when it makes room; ages below the time after which instances "
+        "come back mean that the record is too small.",
+    ),
+    Family(
+        "record_reliability_ratio",
+        "gauge",
+        "Correlation of recorded losses with fresh ones of the same rows, by the record's age.",
+        "age",
+        AGES,
+    ),
+    Family(
+        "record_segments",
+        "counter",
+        "Segment files of serving processes; missing ones were removed by their writer as too "
+        "many, or lost.",
+        "result",
+        ("applied", "damaged", "missing", "newer"),
+    ),
+    Family(
+        "record_served_rows",
+        "counter",
+        "Rows of serving processes that went into the record, or had no place there.",
+        "result",
+        ("applied", "ignored"),
+    ),
+    Family("record_backlog_segments", "gauge", "Segment files that wait to be applied."),
+    Family(
+        "record_served_lag_seconds",
+        "gauge",
+        "Age of the newest row of a serving process that was applied.",
+    ),
+    Family("record_pending_entries", "gauge", "Predictions that wait for their label."),
+    Family(
+        "record_pending",
+        "counter",
+        "Predictions by what became of them, and labels that found none (unmatched).",
+        "result",
+        ("expected", "joined", "expired", "evicted", "rejected", "unmatched"),
+    ),
+    Family(
+        "record_snapshots", "counter", "Snapshots of the record.", "result", ("success", "failure")
+    ),
+    Family(
+        "record_last_snapshot_timestamp_seconds",
+        "gauge",
+        "When the last snapshot of the record was complete, in seconds since 1970.",
+    ),
+    Family("record_snapshot_seconds", "gauge", "Time that the record's last snapshot took."),
+    Family("record_snapshot_bytes", "gauge", "Size of the record's snapshot on disk."),
+    Family(
+        "record_damaged_files",
+        "gauge",
+        "Files of the record's snapshot that could not be used when it was opened.",
+    ),
     Family(
         "phase_seconds",
         "counter",

@@ -96,6 +96,21 @@ class Histogram:
         counts[bisect_left(self.bounds, value) :] += 1
         self.state = (counts, total + value)
 
+    def add_counts(self, counts: npt.NDArray[np.int64], total: float) -> None:
+        """Add values that were counted elsewhere by the same bounds.
+
+        Args:
+            counts: values of each bucket alone, shape (bounds + 1,).
+            total: their sum.
+
+        >>> seconds = Histogram([0.1, 1.0])
+        >>> seconds.add_counts(np.array([1, 0, 2]), 8.05)
+        >>> seconds.count
+        3
+        """
+        upto, before = self.state
+        self.state = (upto + counts.cumsum(), before + total)
+
     @property
     def count(self) -> int:
         """Number of values added."""

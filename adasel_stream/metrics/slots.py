@@ -14,6 +14,7 @@ import numpy.typing as npt
 from adasel_stream.metrics import reading
 from adasel_stream.metrics.collector import RunCollector
 from adasel_stream.metrics.families import (
+    AGES,
     FAMILIES,
     LOSS_BOUNDS,
     PHASES,
@@ -23,7 +24,13 @@ from adasel_stream.metrics.families import (
 from adasel_stream.metrics.histogram import Histogram
 from adasel_stream.metrics.names import checked_methods, checked_name
 from adasel_stream.metrics.phases import PhaseClock
-from adasel_stream.metrics.watching import CountsErrors, CountsLookups, Outside
+from adasel_stream.metrics.watching import (
+    CountsErrors,
+    CountsLookups,
+    CountsSegments,
+    KnowsReliability,
+    Outside,
+)
 
 __all__ = ["Metrics"]
 
@@ -102,6 +109,10 @@ class Metrics:
         self.record_lookups = dict.fromkeys(names["record_lookups"], 0)
         self.record_evictions = dict.fromkeys(names["record_evictions"], 0)
         self.record_rejected = 0
+        self.record_segments = dict.fromkeys(names["record_segments"], 0)
+        self.record_served_rows = dict.fromkeys(names["record_served_rows"], 0)
+        self.record_pending = dict.fromkeys(names["record_pending"], 0)
+        self.record_snapshots = dict.fromkeys(names["record_snapshots"], 0)
         self.phase_seconds = self._phases.seconds
         self.steps = 0
         self.checkpoints = dict.fromkeys(names["checkpoints"], 0)
@@ -109,6 +120,7 @@ class Metrics:
         self.loss = {name: Histogram(loss_bounds) for name in names["loss"]}
         self.step_seconds = Histogram(STEP_BOUNDS_S)
         self.record_age_seconds = Histogram(RECORD_AGE_BOUNDS_S)
+        self.record_evicted_age_seconds = Histogram(RECORD_AGE_BOUNDS_S)
 
     def _unset_gauges(self, sampling_rate: float) -> None:
         # None and NaN until first known: shown without a sample, never as a false 0
@@ -119,6 +131,14 @@ class Metrics:
         self.record_entries: int | None = None
         self.record_capacity_entries: int | None = None
         self.record_bytes: int | None = None
+        self.record_reliability_ratio: dict[str, float | None] = dict.fromkeys(AGES)
+        self.record_backlog_segments: int | None = None
+        self.record_served_lag_seconds: float | None = None
+        self.record_pending_entries: int | None = None
+        self.record_last_snapshot_timestamp_seconds: float | None = None
+        self.record_snapshot_seconds: float | None = None
+        self.record_snapshot_bytes: int | None = None
+        self.record_damaged_files: int | None = None
         # set from the start, so that a run that hangs before its first step is noticed too
         self.last_step_timestamp_seconds = time.time()
         self.last_checkpoint_timestamp_seconds: float | None = None
@@ -226,13 +246,18 @@ class Metrics:
         self.record_age_seconds.add(ages_s)
 
     def watch(
-        self, *, record: CountsLookups | None = None, source: CountsErrors | None = None
+        self,
+        *,
+        record: CountsLookups | None = None,
+        source: CountsErrors | None = None,
+        feed: CountsSegments | None = None,
+        staleness: KnowsReliability | None = None,
     ) -> None:
-        """Read `record` and `source` at every snapshot and scrape from now on.
+        """Read these at every snapshot and scrape from now on.
 
         What they counted before belongs to somebody else and is left out.
         """
-        self._outside.watch(self, record, source)
+        self._outside.watch(self, record=record, source=source, feed=feed, staleness=staleness)
 
     def refresh(self) -> None:
         """Read what `watch` was given."""
@@ -240,11 +265,11 @@ class Metrics:
 
     def observe_record(self, record: CountsLookups) -> None:
         """Read a record's counts and size; for snapshots and scrapes, not for steps."""
-        self._outside.read_record(self, record)
+        self._outside.read(self, record=record)
 
     def observe_input(self, source: CountsErrors) -> None:
         """Read what a source left out or repeated; for snapshots and scrapes, not for steps."""
-        self._outside.read_source(self, source)
+        self._outside.read(self, source=source)
 
     def collector(self) -> RunCollector:
         """Return a collector of this run alone, for a registry of the caller's own."""

@@ -1,14 +1,54 @@
 """Counts that other objects keep, read now and then."""
 
+import math
 import threading
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Protocol
 
-__all__ = ["Counted", "CountsErrors", "CountsLookups", "Growth", "Outside"]
+import numpy as np
+
+from adasel_stream.metrics.families import AGES
+from adasel_stream.metrics.histogram import Histogram
+
+__all__ = [
+    "Counted",
+    "CountsErrors",
+    "CountsLookups",
+    "CountsSegments",
+    "Growth",
+    "KnowsReliability",
+    "Outside",
+]
+
+_HOMES: Final = {
+    "record.hits": ("record_lookups", "hit"),
+    "record.misses": ("record_lookups", "miss"),
+    "record.stale": ("record_lookups", "stale"),
+    "record.evicted": ("record_evictions", "capacity"),
+    "record.dropped": ("record_evictions", "collision"),
+    "pending.expected": ("record_pending", "expected"),
+    "pending.joined": ("record_pending", "joined"),
+    "pending.expired": ("record_pending", "expired"),
+    "pending.evicted": ("record_pending", "evicted"),
+    "pending.rejected": ("record_pending", "rejected"),
+    "pending.unmatched": ("record_pending", "unmatched"),
+    "snapshots.saved": ("record_snapshots", "success"),
+    "snapshots.failed": ("record_snapshots", "failure"),
+    "feed.segments_applied": ("record_segments", "applied"),
+    "feed.segments_damaged": ("record_segments", "damaged"),
+    "feed.segments_missing": ("record_segments", "missing"),
+    "feed.segments_newer": ("record_segments", "newer"),
+    "feed.rows_applied": ("record_served_rows", "applied"),
+    "feed.rows_ignored": ("record_served_rows", "ignored"),
+    "input.skipped_samples": ("input_errors", "sample"),
+    "input.skipped_shards": ("input_errors", "shard"),
+    "input.retries": ("input_errors", "retry"),
+}
+"""Where each count that is kept elsewhere is shown: a family and its label."""
 
 
 class CountsLookups(Protocol):
-    """What `Metrics.observe_record` reads; `LossRecord` is one."""
+    """What is read of a record; `evicted_ages`, `pending` and `snapshots` too where it has them."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -31,7 +71,7 @@ class CountsLookups(Protocol):
 
 
 class CountsErrors(Protocol):
-    """What `Metrics.observe_input` reads; the connectors' sources are such."""
+    """What is read of a source; the connectors' sources are such."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -39,16 +79,50 @@ class CountsErrors(Protocol):
         ...
 
 
-class Counted(Protocol):
-    """The part of `Metrics` that is filled from outside."""
+class CountsSegments(Protocol):
+    """What is read of a feed of losses from serving; `LossFeed` is one."""
 
-    record_lookups: dict[str, int]
-    record_evictions: dict[str, int]
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Monotone counts of segments and rows."""
+        ...
+
+    @property
+    def backlog_segments(self) -> int:
+        """Segments that wait."""
+        ...
+
+    @property
+    def newest_age_s(self) -> float:
+        """Age of the newest row that was applied, infinite before the first."""
+        ...
+
+
+class KnowsReliability(Protocol):
+    """What is read of `Staleness`."""
+
+    @property
+    def reliability(self) -> list[float | None]:
+        """Correlation of recorded with fresh losses for each age."""
+        ...
+
+
+class Counted(Protocol):
+    """The part of `Metrics` that is filled from outside; `_HOMES` names the rest."""
+
     record_rejected: int
+    record_evicted_age_seconds: Histogram
     record_entries: int | None
     record_capacity_entries: int | None
     record_bytes: int | None
-    input_errors: dict[str, int]
+    record_reliability_ratio: dict[str, float | None]
+    record_backlog_segments: int | None
+    record_served_lag_seconds: float | None
+    record_pending_entries: int | None
+    record_last_snapshot_timestamp_seconds: float | None
+    record_snapshot_seconds: float | None
+    record_snapshot_bytes: int | None
+    record_damaged_files: int | None
 
 
 class Growth:
@@ -83,7 +157,7 @@ class Growth:
 
 
 class Outside:
-    """The record and the source that a run watches, and how far it has read them.
+    """What a run watches beside itself, and how far it has read that.
 
     >>> Outside().growth.state_dict()
     {}
@@ -95,58 +169,99 @@ class Outside:
         self.lock = threading.RLock()
         """Held by whoever adds growth to a run's counters, or sets both anew, so that two
         threads at once do not add it twice. A holder may take it again."""
-        self._record: CountsLookups | None = None
-        self._source: CountsErrors | None = None
+        self._watched: dict[str, Any] = {}
 
-    def watch(
-        self, run: Counted, record: CountsLookups | None, source: CountsErrors | None
-    ) -> None:
-        """Read these at each `refresh` from now on, and only what they count from now on."""
+    def watch(self, run: Counted, **watched: Any) -> None:
+        """Read these at each `refresh` from now on, and only what they count from now on.
+
+        Args:
+            run: what is filled.
+            watched: `record`, `source`, `feed` and `staleness`; None for what stays as it is.
+        """
         with self.lock:
             self.refresh(run)  # what is watched now has the last word before another takes over
-            if record is not None and record is not self._record:
-                self.growth.start(_record_counts(record))
-                self._record = record
-            if source is not None and source is not self._source:
-                self.growth.start(_source_counts(source))
-                self._source = source
+            for name, one in watched.items():
+                if one is not None and one is not self._watched.get(name):
+                    self.growth.start(_COUNTS_OF[name](one))
+                    self._watched[name] = one
 
     def refresh(self, run: Counted) -> None:
         """Add to `run` what was counted since the last look."""
-        if self._record is not None:
-            self.read_record(run, self._record)
-        if self._source is not None:
-            self.read_source(run, self._source)
+        self.read(run, **self._watched)
 
-    def read_record(self, run: Counted, record: CountsLookups) -> None:
-        """Add a record's growth to `run`, and show its size."""
+    def read(self, run: Counted, **watched: Any) -> None:
+        """Add the growth of these to `run`, and show their sizes."""
         with self.lock:
-            grown = self.growth.of(_record_counts(record))
-            for name, key in (("hit", "hits"), ("miss", "misses"), ("stale", "stale")):
-                run.record_lookups[name] += grown[f"record.{key}"]
-            run.record_evictions["capacity"] += grown["record.evicted"]
-            run.record_evictions["collision"] += grown["record.dropped"]
-            run.record_rejected += grown["record.rejected"]
-            run.record_entries = len(record)
-            run.record_capacity_entries = record.capacity
-            run.record_bytes = record.record_bytes
-
-    def read_source(self, run: Counted, source: CountsErrors) -> None:
-        """Add a source's growth to `run`."""
-        with self.lock:
-            grown = self.growth.of(_source_counts(source))
-            run.input_errors["sample"] += grown["input.skipped_samples"]
-            run.input_errors["shard"] += grown["input.skipped_shards"]
-            run.input_errors["retry"] += grown["input.retries"]
+            for name, one in watched.items():
+                grown = self.growth.of(_COUNTS_OF[name](one))
+                for count, (family, label) in _HOMES.items():
+                    if count in grown:
+                        getattr(run, family)[label] += grown[count]
+                if "evicted.sum" in grown:
+                    ages = [grown[f"evicted.{i}"] for i in range(len(AGES))]
+                    run.record_evicted_age_seconds.add_counts(np.array(ages), grown["evicted.sum"])
+                run.record_rejected += grown.get("record.rejected", 0)
+                _SIZES_OF[name](run, one)
 
 
 def _record_counts(record: CountsLookups) -> dict[str, int]:
-    counts = record.counts
-    names = ("hits", "misses", "stale", "evicted", "dropped", "rejected")
-    return {f"record.{name}": counts[name] for name in names}
+    counts = dict(_named("record", record.counts))
+    if (ages := getattr(record, "evicted_ages", None)) is not None:
+        counts |= {f"evicted.{i}": int(count) for i, count in enumerate(ages.counts)}
+        counts["evicted.sum"] = ages.sum_s
+    if (pending := getattr(record, "pending", None)) is not None:
+        counts |= _named("pending", pending.counts)
+    if (snapshots := getattr(record, "snapshots", None)) is not None:
+        counts |= {"snapshots.saved": snapshots.saved, "snapshots.failed": snapshots.failed}
+    return counts
+
+
+def _named(whose: str, counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    return ((f"{whose}.{name}", count) for name, count in counts.items())
 
 
 def _source_counts(source: CountsErrors) -> dict[str, int]:
     counts = source.counts
     names = ("skipped_samples", "skipped_shards", "retries")
     return {f"input.{name}": counts.get(name, 0) for name in names}
+
+
+def _feed_counts(feed: CountsSegments) -> dict[str, int]:
+    return dict(_named("feed", feed.counts))
+
+
+def _show_record(run: Counted, record: Any) -> None:
+    run.record_entries = len(record)
+    run.record_capacity_entries = record.capacity
+    run.record_bytes = record.record_bytes
+    if (pending := getattr(record, "pending", None)) is not None:
+        run.record_pending_entries = len(pending)
+    if (snapshots := getattr(record, "snapshots", None)) is not None:
+        run.record_last_snapshot_timestamp_seconds = snapshots.created_s or None
+        run.record_snapshot_seconds = snapshots.duration_s or None
+        run.record_snapshot_bytes = snapshots.total_bytes
+        run.record_damaged_files = snapshots.damaged_files
+
+
+def _show_feed(run: Counted, feed: CountsSegments) -> None:
+    run.record_backlog_segments = feed.backlog_segments
+    age_s = feed.newest_age_s
+    run.record_served_lag_seconds = age_s if math.isfinite(age_s) else None
+
+
+def _show_reliability(run: Counted, staleness: KnowsReliability) -> None:
+    run.record_reliability_ratio = dict(zip(AGES, staleness.reliability, strict=True))
+
+
+_COUNTS_OF: Final[Mapping[str, Any]] = {
+    "record": _record_counts,
+    "source": _source_counts,
+    "feed": _feed_counts,
+    "staleness": lambda _: {},
+}
+_SIZES_OF: Final[Mapping[str, Any]] = {
+    "record": _show_record,
+    "source": lambda *_: None,
+    "feed": _show_feed,
+    "staleness": _show_reliability,
+}
