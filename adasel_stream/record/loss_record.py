@@ -1,9 +1,10 @@
 """The loss record: what the last passes said of each instance, in constant memory."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from adasel_stream.record.inputs import float_rows, int_ids, ticks_of, versions_
 from adasel_stream.record.known import Items, Known
 from adasel_stream.record.placing import place
 from adasel_stream.record.settings import check_settings
+from adasel_stream.record.snapshots.counts import SnapshotCounts
 from adasel_stream.record.state import (
     dump_table,
     load_table,
@@ -29,12 +31,17 @@ from adasel_stream.record.table import Table
 from adasel_stream.record.ticks import Ticks
 from adasel_stream.types import Ids
 
+if TYPE_CHECKING:  # see LossRecord.open
+    from adasel_stream.record.snapshots.copying import Rows
+    from adasel_stream.record.snapshots.keeper import SnapshotKeeper
+
 __all__ = ["LossRecord"]
 
 _COUNTS: Final = (
     *("hits", "misses", "stale", "stale_version"),
     *("evicted", "dropped", "rejected"),
 )
+_NO_CHANGE: Final = 2**32 - 1
 
 
 class LossRecord:
@@ -67,6 +74,8 @@ class LossRecord:
         lock: may be taken again by the thread that holds it.
         cursors: how far the segments of each serving writer were applied, as their sequence and
             rows; whoever applies one moves the cursor under the same `lock`.
+        copying: whether a snapshot is being copied, during which no cursor moves; to be read
+            under `lock`.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -104,7 +113,112 @@ class LossRecord:
         self._version = 0
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.cursors: dict[str, tuple[int, int]] = {}
+        self.copying = False
+        self.pending: Rows | None = None
         self.lock = threading.RLock()
+        self._oldest_change = _NO_CHANGE
+        self._keeper: SnapshotKeeper | None = None
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        capacity: int,
+        *,
+        save_every_s: float = 300.0,
+        rank: int = 0,
+        world_size: int = 1,
+        salvage: bool = False,
+        **arguments: Any,
+    ) -> "LossRecord":
+        """Open a record that is kept in a folder: restored now, saved in the background.
+
+        The folder has one owner; a killed one frees it at once. Snapshots are Parquet files, a
+        base and what changed since, and any of them is restored at any capacity and number of
+        ranks, the newest losses staying. A damaged file that holds changes ends what is
+        restored, with a warning. Copying a snapshot takes 24 bytes of memory for each row of it,
+        32 while it is written. Close the record, or the last seconds are only saved when the
+        program ends in peace.
+
+        Args:
+            path: the record's folder, created if it is not there.
+            capacity: slots, as for a new record.
+            save_every_s: seconds from the end of one snapshot to the beginning of the next.
+            rank: of this process, in [0, world_size); each has a folder of its own in `path`.
+            world_size: number of processes that share the record, in [1, 1024].
+            salvage: go on from a damaged base with what can be read of it, instead of raising.
+            **arguments: of `LossRecord`.
+
+        Raises:
+            ValueError: if an argument is out of its range.
+            RecordError: if the folder has another owner, its base is damaged, or a newer release
+                or a record with another seed wrote it.
+
+        >>> import tempfile
+        >>> import numpy as np
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     record = LossRecord.open(folder, capacity=100)
+        ...     record.update(np.array([7]), np.array([0.25]))
+        ...     record.close()
+        ...     record = LossRecord.open(folder, capacity=200)
+        ...     print(record.lookup(np.array([7])).losses)
+        ...     record.close()
+        [0.25]
+        """
+        # Arrow takes longer to load than all else, and only kept records need it
+        from adasel_stream.record.snapshots.keeper import SnapshotKeeper
+
+        record = cls(capacity, **arguments)
+        record._keeper = SnapshotKeeper(
+            record,
+            path,
+            save_every_s=save_every_s,
+            rank=rank,
+            world_size=world_size,
+            salvage=salvage,
+        )
+        return record
+
+    @property
+    def kept(self) -> bool:
+        """Whether the record is kept in a folder."""
+        return self._keeper is not None
+
+    @property
+    def saved_cursors(self) -> dict[str, tuple[int, int]] | None:
+        """The cursors of the newest snapshot on disk; None if the record is not kept."""
+        return None if self._keeper is None else self._keeper.cursors
+
+    @property
+    def snapshots(self) -> SnapshotCounts:
+        """What became of the snapshots; all 0 if the record is not kept."""
+        return SnapshotCounts() if self._keeper is None else self._keeper.counts
+
+    def save(self, *, full: bool = False) -> None:
+        """Write a snapshot now.
+
+        Args:
+            full: write a new base instead of what changed.
+
+        Raises:
+            RecordError: if it cannot be written, the one before is intact then; or if this
+                process does not keep the record.
+        """
+        if self._keeper is None:
+            raise RecordError("this record is kept in no folder: open it by LossRecord.open")
+        self._keeper.save(full=full)
+
+    def close(self, *, save: bool = True) -> None:
+        """Stop keeping the record and free its folder; for any other record, do nothing.
+
+        Args:
+            save: write a last snapshot before.
+
+        Raises:
+            RecordError: if the last snapshot cannot be written; the folder is free all the same.
+        """
+        if self._keeper is not None:
+            self._keeper.close(save=save)
 
     def __len__(self) -> int:
         """Return the number of ids in the record, stale ones included."""
@@ -124,6 +238,11 @@ class LossRecord:
     def seed(self) -> int:
         """What decides which ids share a bucket; keys are exchanged only under one seed."""
         return self._settings.seed
+
+    @property
+    def decay(self) -> float:
+        """What one new loss leaves of the old average."""
+        return self._settings.decay
 
     @property
     def tick(self) -> int:
@@ -206,6 +325,8 @@ class LossRecord:
         with self.lock:
             now = self._ticks.now()
             stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)
+            if stamps.ticks[0] < now or len(stamps.ticks) > 1:
+                self._note_change(stamps.ticks)
             outcome = self._engine.update(rows, values, stamps, self._settings.decay)
             self._counts["rejected"] += outcome.rejected
             self._counts["evicted"] += outcome.evicted
@@ -313,6 +434,7 @@ class LossRecord:
         """
         with self.lock:
             check_entries(entries, self._ticks.last)
+            self._note_change(entries.values["tick"])
             return place(self._table, entries).kept
 
     def position(self) -> dict[str, Any]:
@@ -386,6 +508,7 @@ class LossRecord:
                     f"construct it with {name}={theirs}"
                 )
         with self.lock:
+            self._oldest_change = 0
             before = self.position()
             self.load_position(state)
             try:
@@ -393,3 +516,16 @@ class LossRecord:
             except RecordError:
                 self.load_position(before)
                 raise
+
+    def take_oldest_change(self) -> int:
+        """Return the oldest tick before its time that a row was given since the last call.
+
+        A snapshot of what changed since the last one starts there. 2**32 - 1 says that there was
+        none, 0 that the record became another, by `load_state_dict`.
+        """
+        with self.lock:
+            oldest, self._oldest_change = self._oldest_change, _NO_CHANGE
+            return oldest
+
+    def _note_change(self, ticks: npt.NDArray[np.uint32]) -> None:
+        self._oldest_change = min(self._oldest_change, int(ticks.min(initial=_NO_CHANGE)))

@@ -6,6 +6,7 @@ groups hold at most `GROUP_ROWS` rows, so that a range of keys is read without m
 page has a checksum.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Final, cast
@@ -164,11 +165,9 @@ class RowsFile:
             DamagedSnapshotError: if a row group cannot be read or holds what no record could.
         """
         last_key = -1
-        for group, rows in enumerate(self._sizes):
-            if rows == 0 or not self._reaches(group, shards):
-                continue
+        for group in self._reached(shards):
             try:
-                entries = self._read(group, rows, last_key)
+                entries = self._read(group, last_key)
             except DamagedSnapshotError:
                 if skip_damaged:
                     continue
@@ -179,23 +178,31 @@ class RowsFile:
     def _checked_rows(self, group: int) -> int:
         metadata = self._file.metadata.row_group(group)
         rows = int(metadata.num_rows)
-        if not 0 <= rows <= GROUP_ROWS:
-            raise self._damaged(f"a row group has {rows} rows, expected at most {GROUP_ROWS}")
+        if not 1 <= rows <= GROUP_ROWS:
+            raise self._damaged(f"a row group has {rows} rows, expected 1 to {GROUP_ROWS}")
         if metadata.total_byte_size > rows * _ROW_BYTES + _GROUP_BYTES:
             raise self._damaged(f"{rows} rows claim {metadata.total_byte_size} bytes")
         return rows
 
-    def _reaches(self, group: int, shards: range) -> bool:
-        # only which groups to leave out is taken from here; without it every group is read
-        statistics = self._file.metadata.row_group(group).column(0).statistics
-        if len(shards) == SHARDS or statistics is None or not statistics.has_min_max:
-            return True
-        first, last = int(statistics.min) >> 54, int(statistics.max) >> 54
-        return first < shards.stop and last >= shards.start
+    def _reached(self, shards: range) -> range:
+        """Return the row groups that may have rows of these shards."""
+        groups = range(len(self._sizes))
+        if len(shards) == SHARDS:
+            return groups
+        # Not by statistics: where Arrow finds those damaged it aborts the process.
+        begin = bisect_left(groups, shards.start, key=self._first_shard)
+        end = bisect_left(groups, shards.stop, lo=begin, key=self._first_shard)
+        return range(max(0, begin - 1), end)
 
-    def _read(self, group: int, rows: int, last_key: int) -> Entries:
+    def _first_shard(self, group: int) -> int:
+        with self._arrow_errors():
+            keys = self._file.read_row_group(group, columns=["key"], use_threads=False)
+            return int(keys.column(0)[0].as_py()) >> int(_SHARD_SHIFT)
+
+    def _read(self, group: int, last_key: int) -> Entries:
         with self._arrow_errors():
             table = self._file.read_row_group(group, columns=_READ, use_threads=False)
+        rows = self._sizes[group]
         values = np.empty(rows, VALUE)
         if len(table) != rows:
             raise self._damaged(f"a row group has {len(table)} rows, expected {rows}")
@@ -217,8 +224,8 @@ class RowsFile:
     def _arrow_errors(self) -> Iterator[None]:
         try:
             yield
-        # KeyError and UnicodeDecodeError: names of columns and metadata are bytes of the file
-        except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+        # LookupError and UnicodeDecodeError: names of columns and metadata are bytes of the file
+        except (pa.ArrowException, OSError, ValueError, LookupError, MemoryError) as error:
             # Arrow's own words may show content
             raise self._damaged(f"Arrow cannot read it: {type(error).__name__}") from error
 
