@@ -160,7 +160,7 @@ class ParquetSource(ShardSource):
             file,
             digest,
             opened,
-            kinds=self._kinds or {},
+            deferred=self.deferred,
             fill_nulls=self._fill_nulls,
             pages=self._pages,
             decoded=self._decoded,

@@ -11,7 +11,8 @@ Each Arrow type has one kind of column, written as a short text such as `int64`,
 - extension types are refused: reading them runs code that somebody registered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from adasel_connectors.damage import DamageError, shown
 
-__all__ = ["filled", "first_null", "kind_of", "null_damage", "to_column"]
+__all__ = ["filled", "first_null", "kind_of", "null_damage", "to_column", "value_reader"]
 
 _types = pa.types
 _INTEGERS = {
@@ -124,6 +125,29 @@ def to_column(array: Any) -> Tensor | list[Any]:
     if not _types.is_floating(kind):
         return _shared(array.cast(_integer(kind)))
     return _shared(pc.fill_null(array, np.nan) if array.null_count else array)
+
+
+def value_reader(type_: Any) -> Callable[[bytes], Any]:
+    """Choose what turns the stored bytes of one value into a row of its column.
+
+    Args:
+        type_: of the column: text, bytes, or lists of one length of floats or whole numbers
+            that are stored in their own width.
+
+    >>> value_reader(pa.string())(b"word"), value_reader(pa.list_(pa.int32(), 1))(bytes(4))
+    ('word', tensor([0], dtype=torch.int32))
+    """
+    if _types.is_dictionary(type_):
+        return value_reader(type_.value_type)
+    if _is_list(type_):
+        stored = np.dtype(type_.value_type.to_pandas_dtype()).newbyteorder("<")
+        return partial(_to_vector, stored)
+    return bytes.decode if _is_text(type_) else bytes
+
+
+def _to_vector(stored: np.dtype[Any], value: bytes) -> Tensor:
+    numbers = np.frombuffer(value, stored)
+    return torch.from_numpy(numbers.astype(stored.newbyteorder("=")))  # a copy, to be written to
 
 
 def _kind(type_: Any) -> str:

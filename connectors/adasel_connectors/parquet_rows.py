@@ -6,17 +6,24 @@ from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 from torch import Tensor
 
 from adasel_connectors.byte_cache import ByteCache
 from adasel_connectors.damage import DamageError, shown
-from adasel_connectors.parquet_columns import filled, first_null, null_damage, to_column
+from adasel_connectors.parquet_columns import (
+    filled,
+    first_null,
+    null_damage,
+    to_column,
+    value_reader,
+)
 from adasel_connectors.parquet_file import arrow_errors, rows_at_once
 from adasel_connectors.parquet_header import UnfamiliarError
-from adasel_connectors.parquet_pages import ChunkPages, is_familiar
+from adasel_connectors.parquet_page import find_leaf
+from adasel_connectors.parquet_pages import ChunkPages
 from adasel_connectors.references import ID
 from adasel_connectors.shards import ShardFile
 
@@ -38,7 +45,7 @@ class ParquetRows:
         digest: int,
         opened: Any,
         *,
-        kinds: Mapping[str, str],
+        deferred: tuple[str, ...],
         fill_nulls: Mapping[str, Any],
         pages: ByteCache[Any],
         decoded: ByteCache[list[Any] | None],
@@ -49,23 +56,23 @@ class ParquetRows:
             file: the shard.
             digest: of its content.
             opened: the same as Arrow opened it.
-            kinds: of columns by name.
+            deferred: names of its columns that are read.
             fill_nulls: what stands for a null, by column.
             pages: a cache of them, shared with other shards.
             decoded: the same of columns of whole row groups.
         """
         self.file, self.digest = file, digest
         self._opened, self._metadata = opened, opened.metadata
-        self._kinds = kinds
         self._fill_nulls = fill_nulls
         self._pages, self._whole = pages, decoded
         self._view = memoryview(file.view)
         self._lock = Lock()  # Arrow reads one thing at a time from a file
         groups = range(self._metadata.num_row_groups)
         self._ends = list(accumulate(self._metadata.row_group(i).num_rows for i in groups))
-        schema = opened.schema
-        paths = [schema.column(i).path for i in range(len(schema.names))]
-        self._leaves = {path: (i, schema.column(i)) for i, path in enumerate(paths)}
+        self._types = {name: opened.schema_arrow.field(name).type for name in deferred}
+        found = {name: find_leaf(name, self._types[name], opened.schema) for name in deferred}
+        self._leaves = {name: leaf for name, leaf in found.items() if leaf is not None}
+        self._read = {name: value_reader(self._types[name]) for name in self._leaves}
 
     def values(self, name: str, references: list[list[int]]) -> tuple[list[Any], int]:
         """Read values of a column; a `DamageError` stands for one that cannot be had."""
@@ -97,29 +104,24 @@ class ParquetRows:
         """Pick values from their pages."""
         key = (self.file.stamp, group, name)
         pages: ChunkPages = self._pages.get(key, partial(self._find_pages, key, group, name))
-        values = pages.picked(rows)
-        if self._kinds[name] == "bytes" and None not in values:
-            return cast("list[Any]", values)
-        return [self._converted(name, value) for value in values]
+        return [self._converted(name, value) for value in pages.picked(rows)]
 
     def _find_pages(self, key: Hashable, group: int, name: str) -> tuple[ChunkPages, int]:
-        number, column = self._leaves[name]
+        leaf = self._leaves[name]
         row_group = self._metadata.row_group(group)
-        chunk = row_group.column(number)
-        if not is_familiar(chunk, column):
-            raise UnfamiliarError("its pages are laid out in another way")
-        pages = ChunkPages(
-            self._view, chunk, column, rows=row_group.num_rows, cache=self._pages, key=key
-        )
+        chunk, rows = row_group.column(leaf.number), row_group.num_rows
+        pages = ChunkPages(self._view, chunk, leaf, rows=rows, cache=self._pages, key=key)
         return pages, pages.size
 
     def _converted(self, name: str, value: bytes | DamageError | None) -> Any:
+        if value is None and name not in self._fill_nulls:
+            return null_damage(name)
         if value is None:
-            return self._fill_nulls.get(name, null_damage(name))
-        if isinstance(value, DamageError) or self._kinds[name] == "bytes":
+            return pa.scalar(self._fill_nulls[name], self._types[name]).as_py()
+        if isinstance(value, DamageError):
             return value
         try:
-            return value.decode()
+            return self._read[name](value)
         except UnicodeDecodeError:
             return DamageError("unreadable", f"column {shown(name)} is not UTF-8", one_sample=True)
 
