@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from adasel_stream.record import LossRecord, loss_record
+from adasel_stream.record import LossRecord, holding
 from adasel_stream.record.engine import Engine
 from adasel_stream.record.engines import make_engine
 from adasel_stream.record.table import Table
@@ -172,7 +172,7 @@ def computing_with(engine: str) -> Iterator[None]:
         return make_engine(engine if name == "auto" else name, table, seed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_record, "make_engine", make)
+        patch.setattr(holding, "make_engine", make)
         yield
 
 

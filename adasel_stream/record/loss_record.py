@@ -1,50 +1,31 @@
 """The loss record: what the last passes said of each instance, in constant memory."""
 
 import os
-import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
-from adasel_stream.keys import ids_of_keys
+from adasel_stream.keys import keys_of_ids
 from adasel_stream.record.engine import Stamps, Window
-from adasel_stream.record.engines import make_engine
-from adasel_stream.record.entries import Entries, check_entries
-from adasel_stream.record.evicted import EVICTED_CELLS, EvictedAges, read_ages
+from adasel_stream.record.holding import Holding
 from adasel_stream.record.inputs import float_rows, int_ids, ticks_of, versions_of
-from adasel_stream.record.known import Items, Known
-from adasel_stream.record.placing import place
+from adasel_stream.record.known import Known
+from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.settings import check_settings
 from adasel_stream.record.snapshots.counts import SnapshotCounts
-from adasel_stream.record.state import (
-    dump_table,
-    load_table,
-    read_cursors,
-    read_field,
-    read_numbers,
-)
-from adasel_stream.record.table import Table
-from adasel_stream.record.ticks import Ticks
 from adasel_stream.types import Ids
 
 if TYPE_CHECKING:  # see LossRecord.open
-    from adasel_stream.record.snapshots.copying import Rows
     from adasel_stream.record.snapshots.keeper import SnapshotKeeper
 
 __all__ = ["LossRecord"]
 
-_COUNTS: Final = (
-    *("hits", "misses", "stale", "stale_version"),
-    *("evicted", "dropped", "rejected"),
-)
-_NO_CHANGE: Final = 2**32 - 1
 
-
-class LossRecord:
+class LossRecord(Holding):
     """Remember the loss of each instance in memory that never grows.
 
     A set-associative table of 24 bytes a slot. An id belongs to one bucket of eight slots; when
@@ -69,6 +50,7 @@ class LossRecord:
             needs one that follows the data, such as the event time or a count of steps.
         engine: "numpy", "numba", which is several times as fast and compiles for a second or two
             at first use, or "auto" for numba where it is installed. Both give the same record.
+        pending: predictions that wait for their labels, for `expect` and `join`.
 
     Attributes:
         lock: may be taken again by the thread that holds it.
@@ -102,21 +84,12 @@ class LossRecord:
         seed: int = 0,
         clock: Callable[[], float] = time.time,
         engine: str = "auto",
+        pending: PendingLabels | None = None,
     ) -> None:
         if not callable(clock):
             raise TypeError(f"clock must return seconds when called, got {type(clock).__name__}")
-        self._settings = check_settings(capacity, decay, max_age_s, max_version_lag, seed)
-        self._table = Table(self._settings.buckets)
-        self._engine = make_engine(engine, self._table, self._settings.seed)
-        self._clock = clock
-        self._ticks = Ticks(clock)
-        self._version = 0
-        self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
-        self.cursors: dict[str, tuple[int, int]] = {}
-        self.copying = False
-        self.pending: Rows | None = None
-        self.lock = threading.RLock()
-        self._oldest_change = _NO_CHANGE
+        settings = check_settings(capacity, decay, max_age_s, max_version_lag, seed)
+        super().__init__(settings, clock, engine, pending)
         self._keeper: SnapshotKeeper | None = None
 
     @classmethod
@@ -220,71 +193,6 @@ class LossRecord:
         if self._keeper is not None:
             self._keeper.close(save=save)
 
-    def __len__(self) -> int:
-        """Return the number of ids in the record, stale ones included."""
-        return self._table.size
-
-    @property
-    def capacity(self) -> int:
-        """Number of slots."""
-        return len(self._table.keys)
-
-    @property
-    def record_bytes(self) -> int:
-        """Memory of all slots in bytes: 24 a slot, whatever they hold."""
-        return int(self._table.keys.nbytes + self._table.values.nbytes)
-
-    @property
-    def seed(self) -> int:
-        """What decides which ids share a bucket; keys are exchanged only under one seed."""
-        return self._settings.seed
-
-    @property
-    def decay(self) -> float:
-        """What one new loss leaves of the old average."""
-        return self._settings.decay
-
-    @property
-    def tick(self) -> int:
-        """Whole seconds of the record's time, from 1, by a new reading of the clock."""
-        with self.lock:
-            return self._ticks.now()
-
-    @property
-    def engine(self) -> str:
-        """What computes: "numpy" or "numba"."""
-        return self._engine.name
-
-    @property
-    def version(self) -> int:
-        """Current model version, in [0, 65,535]; setting it takes any integer modulo 65,536."""
-        return self._version
-
-    @version.setter
-    def version(self, version: int) -> None:
-        self._version = int(versions_of(version, rows=0)[0])
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Rows counted since the beginning, by what became of them.
-
-        `hits`, `misses` and `stale` add up to the rows looked up; `stale_version` are those of
-        `stale` that are young enough, but of a version too far away. `evicted` ids made room for
-        others, `dropped` ids found none because their batch brought more than eight new ones for
-        a bucket or younger ones were there, `rejected` rows had a loss that is not a finite
-        float32.
-        """
-        return dict(self._counts)
-
-    @property
-    def evicted_ages(self) -> EvictedAges:
-        """How old the losses of `evicted` ids were, see `EVICTED_AGE_BOUNDS_S`.
-
-        Ages below the time after which an instance comes back mean that the record is too small.
-        """
-        with self.lock:
-            return read_ages(self._table.evicted)
-
     def update(
         self,
         ids: Ids,
@@ -325,12 +233,7 @@ class LossRecord:
         with self.lock:
             now = self._ticks.now()
             stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)
-            if stamps.ticks[0] < now or len(stamps.ticks) > 1:
-                self._note_change(stamps.ticks)
-            outcome = self._engine.update(rows, values, stamps, self._settings.decay)
-            self._counts["rejected"] += outcome.rejected
-            self._counts["evicted"] += outcome.evicted
-            self._counts["dropped"] += outcome.dropped
+            self._record(rows, values, stamps)
 
     def lookup(self, ids: Ids) -> Known:
         """Return what is known of instances; a stale loss is not.
@@ -364,168 +267,92 @@ class LossRecord:
             counts["misses"] += len(rows) - tally.hits - tally.stale
         return answer
 
-    def ids(self) -> npt.NDArray[np.int64]:
-        """Return the ids in the record, shape (n,), int64, exactly as they came.
+    def expect(
+        self,
+        ids: Ids,
+        predictions: npt.NDArray[np.floating[Any]],
+        *,
+        version: int | npt.NDArray[np.integer[Any]] | None = None,
+        age_s: float | npt.NDArray[np.floating[Any]] = 0.0,
+    ) -> None:
+        """Keep predictions until `join` brings their labels.
 
-        >>> import numpy as np
-        >>> record = LossRecord(capacity=100)
-        >>> record.update(np.array([-5]), np.array([1.0]))
-        >>> record.ids().tolist()
-        [-5]
-        """
-        return self.items().ids
-
-    def items(self) -> Items:
-        """Return all that a record of integer ids holds.
-
-        >>> import numpy as np
-        >>> record = LossRecord(capacity=100)
-        >>> record.update(np.array([3, 3]), np.array([1.0, 2.0]), version=9)
-        >>> items = record.items()
-        >>> items.losses.tolist(), items.counts.tolist(), items.versions.tolist()
-        ([1.5], [2], [9])
-        """
-        keys, values = self.entries(0, self.capacity)
-        return Items(
-            ids=ids_of_keys(keys, self._settings.seed),
-            losses=values["last"].copy(),
-            ema=values["ema"].copy(),
-            age_s=(np.uint32(self._ticks.last) - values["tick"]).astype(np.float32),
-            counts=values["count"].copy(),
-            versions=values["version"].copy(),
-        )
-
-    def entries(self, start: int, stop: int, *, since_tick: int = 1) -> Entries:
-        """Copy the rows of slots in [start, stop) that changed at `since_tick` or later.
-
-        A record that is copied slice by slice while it changes gives each slice as it was at
-        that moment; a row that changes after its slice was copied then has a younger tick.
-
-        >>> import numpy as np
-        >>> record = LossRecord(capacity=100)
-        >>> record.update(np.array([3]), np.array([1.5]))
-        >>> record.entries(0, record.capacity).values["last"].tolist()
-        [1.5]
-        """
-        with self.lock:
-            return self._table.entries(start, stop, since_tick)
-
-    def place(self, entries: Entries) -> int:
-        """Put rows of other records in, under the same seed; in each bucket the newest stay.
-
-        A row replaces that of its key if it is not older. The order in which batches come does
-        not matter, unless two rows have the same key and tick: then the later stays. The counts
-        do not change.
+        A later prediction of an id replaces the one before, unless it is older; of several in a
+        batch the last. Predictions that are not finite are rejected and counted.
 
         Args:
-            entries: rows, left unchanged; none younger than this record, see `load_position`.
+            ids: int64, shape (b,), or b strings.
+            predictions: floating point, shape (b,).
+            version: version of the model that gave them, as for `update`.
+            age_s: how long ago it gave them, as for `update`.
+
+        Raises:
+            ValueError: if the record was constructed without `pending`.
+            RecordError: if ids and predictions do not match or have a wrong type.
+
+        >>> import numpy as np
+        >>> pending = PendingLabels(100, lambda p, y: np.abs(p - y), ttl_s=60)
+        >>> record = LossRecord(capacity=100, pending=pending)
+        >>> record.expect(["a"], np.array([0.25]))
+        >>> record.pending.counts["expected"], len(record)
+        (1, 0)
+        """
+        pending, rows = self._pending_labels(), int_ids(ids)
+        values = float_rows("predictions", predictions, len(rows))
+        versions = versions_of(self._version if version is None else version, len(rows))
+        with self.lock:
+            now = self._ticks.now()
+            stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)
+            pending.expect(keys_of_ids(rows, self.seed), values, stamps)
+
+    def join(self, ids: Ids, labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Turn labels into losses of the predictions that waited for them, and record those.
+
+        A loss is as old as its prediction, and of its model version. All labels of an id that
+        come in one batch join its one prediction, which then no longer waits.
+
+        Args:
+            ids: int64, shape (b,), or b strings.
+            labels: shape (b, ...), handed on to the loss of `pending`.
 
         Returns:
-            Number of rows that this record holds now.
+            Which labels found a prediction, shape (b,).
 
         Raises:
-            RecordError: if rows are damaged; the record is then unchanged.
+            ValueError: if the record was constructed without `pending`.
+            RecordError: if ids and labels do not match, or the loss did not return one loss for
+                each label; nothing is recorded then, and the predictions go on waiting.
 
         >>> import numpy as np
-        >>> record, larger = LossRecord(capacity=100), LossRecord(capacity=200)
-        >>> record.update(np.array([3]), np.array([1.5]))
-        >>> larger.place(record.entries(0, record.capacity))
-        1
+        >>> pending = PendingLabels(100, lambda p, y: np.abs(p - y), ttl_s=60)
+        >>> record = LossRecord(capacity=100, pending=pending)
+        >>> record.expect(["a"], np.array([0.25]))
+        >>> record.join(["b", "a"], np.array([1, 1])).tolist()
+        [False, True]
+        >>> record.lookup(["a"]).losses.tolist()
+        [0.75]
         """
+        pending, rows = self._pending_labels(), int_ids(ids)
         with self.lock:
-            check_entries(entries, self._ticks.last)
-            self._note_change(entries.values["tick"])
-            return place(self._table, entries).kept
+            keys = keys_of_ids(rows, self.seed)
+            joined = pending.match(keys, labels, self._ticks.now())
+            self._record(rows[joined.found], joined.losses, joined.stamps)
+            pending.settle(joined)
+        return joined.found
 
-    def position(self) -> dict[str, Any]:
-        """Describe what a record knows apart from its rows: counts, version, time and cursors.
+    def _pending_labels(self) -> PendingLabels:
+        if self._pending is None:
+            raise ValueError(
+                "this record keeps no predictions: construct it with pending=PendingLabels(...)"
+            )
+        return self._pending
 
-        >>> sorted(LossRecord(capacity=100).position())
-        ['counts', 'cursors', 'evicted_ages', 'ticks', 'version']
-        """
-        with self.lock:
-            return {
-                "counts": dict(self._counts),
-                "evicted_ages": self._table.evicted.tolist(),
-                "version": self._version,
-                "ticks": self._ticks.state_dict(),
-                "cursors": dict(self.cursors),
-            }
-
-    def load_position(self, state: dict[str, Any]) -> None:
-        """Continue from what `position` described; the time since then has passed.
-
-        Raises:
-            RecordError: if the state is damaged; this record is then unchanged.
-
-        >>> record, resumed = LossRecord(capacity=100), LossRecord(capacity=100)
-        >>> resumed.load_position(record.position())
-        """
-        counts = read_field(state, "counts", dict)
-        counts = {name: read_field(counts, name, int) for name in _COUNTS}
-        evicted = read_numbers(state, "evicted_ages", EVICTED_CELLS)
-        version = read_field(state, "version", int)
-        cursors = read_cursors(state)
-        ticks = Ticks(self._clock)
-        ticks.load_state_dict(read_field(state, "ticks", dict))
-        with self.lock:
-            self._ticks, self._counts, self.cursors = ticks, counts, cursors
-            self._table.evicted[:] = evicted
-            self.version = version
-
-    def state_dict(self) -> dict[str, Any]:
-        """Describe the record exactly: arrays of the slots in use, numbers and strings.
-
-        >>> record = LossRecord(capacity=100, seed=3)
-        >>> state = record.state_dict()
-        >>> state["capacity"], state["seed"]
-        (104, 3)
-        """
-        with self.lock:
-            settings = {"capacity": self.capacity, "seed": self._settings.seed}
-            return settings | self.position() | {"table": dump_table(self._table)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the record that `state_dict` described, slot for slot.
-
-        All settings but these stay as this record was constructed.
-
-        Raises:
-            RecordError: if the state is damaged or belongs to a record of another capacity or
-                seed; this record is then unchanged.
-
-        >>> import numpy as np
-        >>> record, resumed = LossRecord(capacity=100), LossRecord(capacity=100)
-        >>> record.update(np.array([1]), np.array([0.25]))
-        >>> resumed.load_state_dict(record.state_dict())
-        >>> resumed.lookup(np.array([1])).losses.tolist()
-        [0.25]
-        """
-        for name, mine in (("capacity", self.capacity), ("seed", self._settings.seed)):
-            if (theirs := read_field(state, name, int)) != mine:
-                raise RecordError(
-                    f"the state is of a record with {name} {theirs}, this one has {mine}: "
-                    f"construct it with {name}={theirs}"
-                )
-        with self.lock:
-            self._oldest_change = 0
-            before = self.position()
-            self.load_position(state)
-            try:
-                load_table(self._table, read_field(state, "table", dict), self._ticks.last)
-            except RecordError:
-                self.load_position(before)
-                raise
-
-    def take_oldest_change(self) -> int:
-        """Return the oldest tick before its time that a row was given since the last call.
-
-        A snapshot of what changed since the last one starts there. 2**32 - 1 says that there was
-        none, 0 that the record became another, by `load_state_dict`.
-        """
-        with self.lock:
-            oldest, self._oldest_change = self._oldest_change, _NO_CHANGE
-            return oldest
-
-    def _note_change(self, ticks: npt.NDArray[np.uint32]) -> None:
-        self._oldest_change = min(self._oldest_change, int(ticks.min(initial=_NO_CHANGE)))
+    def _record(
+        self, ids: npt.NDArray[np.int64], losses: npt.NDArray[np.float32], stamps: Stamps
+    ) -> None:
+        if len(stamps.ticks) != 1 or stamps.ticks[0] < stamps.now:
+            self._note_change(stamps.ticks)
+        outcome = self._engine.update(ids, losses, stamps, self._settings.decay)
+        self._counts["rejected"] += outcome.rejected
+        self._counts["evicted"] += outcome.evicted
+        self._counts["dropped"] += outcome.dropped

@@ -11,13 +11,12 @@ from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.evicted import count_ages
 from adasel_stream.record.known import Known
 from adasel_stream.record.merge import Merged, merge, run_begins
+from adasel_stream.record.settings import NO_AGE_LIMIT_S, NO_LAG_LIMIT
 from adasel_stream.record.table import WAYS, Table
 
 __all__ = ["NumpyEngine"]
 
 _MAX_COUNT: Final = 2**16 - 1
-_MAX_AGE_S: Final = 2**32 - 1
-_MAX_LAG: Final = 2**15
 _VERSION_BITS: Final = np.uint64(16)
 _VERSION_MASK: Final = np.uint64(2**16 - 1)
 
@@ -45,9 +44,9 @@ class NumpyEngine:
         values = self._table.read(slots)
         ages_s = np.uint32(window.now) - values["tick"]
         fresh = known = found
-        if window.max_age_s < _MAX_AGE_S:
+        if window.max_age_s < NO_AGE_LIMIT_S:
             fresh = known = found & (ages_s <= np.uint32(window.max_age_s))
-        if window.max_version_lag < _MAX_LAG:
+        if window.max_version_lag < NO_LAG_LIMIT:
             ahead = values["version"] - np.uint16(window.version)
             known = fresh & (np.minimum(ahead, -ahead) <= window.max_version_lag)
         held, young, hits = (int(np.count_nonzero(rows)) for rows in (found, fresh, known))

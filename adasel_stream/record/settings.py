@@ -1,12 +1,18 @@
 """What a record is constructed with, checked."""
 
-import math
 from typing import Final, NamedTuple
 
 from adasel_stream.record.inputs import number, whole
-from adasel_stream.record.table import MIN_BUCKETS, WAYS
+from adasel_stream.record.table import buckets_for
 
-__all__ = ["NO_AGE_LIMIT_S", "NO_LAG_LIMIT", "Settings", "check_settings"]
+__all__ = [
+    "MAX_CAPACITY",
+    "NO_AGE_LIMIT_S",
+    "NO_LAG_LIMIT",
+    "Settings",
+    "age_limit_s",
+    "check_settings",
+]
 
 NO_AGE_LIMIT_S: Final = 2**32 - 1
 """No loss is older."""
@@ -14,7 +20,9 @@ NO_AGE_LIMIT_S: Final = 2**32 - 1
 NO_LAG_LIMIT: Final = 2**15
 """No two versions are farther apart, since they wrap at 65,536."""
 
-_MAX_CAPACITY: Final = 2**34
+MAX_CAPACITY: Final = 2**34
+"""Slots of a table: 412 GB."""
+
 _MAX_SEED: Final = 2**64 - 1
 
 
@@ -48,25 +56,38 @@ def check_settings(
     >>> check_settings(100, 0.9, None, None, 0).buckets
     13
     """
-    buckets = -(-whole("capacity", capacity, 1, _MAX_CAPACITY) // WAYS)
+    buckets = buckets_for(whole("capacity", capacity, 1, MAX_CAPACITY))
     if not 0 <= number("decay", decay) < 1:
         raise ValueError(
             f"decay must be in [0, 1), got {decay}: it is what one new loss leaves of the "
             "old average"
         )
-    age_s = math.inf if max_age_s is None else number("max_age_s", max_age_s)
-    if not age_s > 0:
-        raise ValueError(
-            f"max_age_s must be a positive number of seconds, got {max_age_s}: "
-            "pass None for no limit"
-        )
     lag = NO_LAG_LIMIT
     if max_version_lag is not None:
         lag = whole("max_version_lag", max_version_lag, 0, NO_LAG_LIMIT)
     return Settings(
-        buckets=max(MIN_BUCKETS, buckets),
+        buckets=buckets,
         decay=float(decay),
-        max_age_s=int(min(age_s, NO_AGE_LIMIT_S)),
+        max_age_s=age_limit_s("max_age_s", max_age_s),
         max_version_lag=lag,
         seed=whole("seed", seed, 0, _MAX_SEED),
     )
+
+
+def age_limit_s(name: str, limit_s: float | None) -> int:
+    """Return the oldest whole seconds that a limit allows, in [0, 2**32).
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is not positive.
+
+    >>> age_limit_s("ttl_s", 1.5), age_limit_s("ttl_s", None)
+    (1, 4294967295)
+    """
+    if limit_s is None:
+        return NO_AGE_LIMIT_S
+    if not number(name, limit_s) > 0:
+        raise ValueError(
+            f"{name} must be a positive number of seconds, got {limit_s}: pass None for no limit"
+        )
+    return int(min(limit_s, NO_AGE_LIMIT_S))

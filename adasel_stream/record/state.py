@@ -1,15 +1,15 @@
 """A table as plain arrays, and back, slot for slot."""
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
-from adasel_stream.record.entries import VALUE
+from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.table import Table
 
-__all__ = ["dump_table", "load_table", "read_cursors", "read_field", "read_numbers"]
+__all__ = ["Slots", "dump_table", "read_cursors", "read_field", "read_numbers", "read_table"]
 
 _T = TypeVar("_T")
 _LAYOUT: Final = 1
@@ -31,19 +31,38 @@ def dump_table(table: Table) -> dict[str, Any]:
     return {"layout": _LAYOUT, "used": np.packbits(used), "keys": table.keys[used]} | columns
 
 
-def load_table(table: Table, state: dict[str, Any], last_tick: int) -> None:
-    """Make a table the one that was dumped; both have the same capacity.
+class Slots(NamedTuple):
+    """The slots in use of a table that was dumped, checked.
+
+    Attributes:
+        slots: their numbers, shape (n,), int64.
+        keys: shape (n,), uint64.
+        values: shape (n,), dtype VALUE.
+    """
+
+    slots: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint64]
+    values: npt.NDArray[Any]
+
+    def restore(self, table: Table) -> None:
+        """Make a table the one that was dumped; both have the same capacity."""
+        table.clear()
+        table.fill(self.slots, Entries(self.keys, self.values), used=0)
+
+
+def read_table(table: Table, state: dict[str, Any], last_tick: int) -> Slots:
+    """Check a table that was dumped.
 
     Args:
-        table: what to overwrite.
+        table: one of the same capacity, left unchanged.
         state: what `dump_table` returned.
         last_tick: the record's time; no slot is younger.
 
     Raises:
-        RecordError: if the state is damaged; the table is then unchanged.
+        RecordError: if the state is damaged.
 
     >>> table, other = Table(buckets=2), Table(buckets=2)
-    >>> load_table(other, dump_table(table), last_tick=1)
+    >>> read_table(other, dump_table(table), last_tick=1).restore(other)
     """
     if (layout := read_field(state, "layout", int)) != _LAYOUT:
         raise RecordError(f"the state has table layout {layout}, this version reads {_LAYOUT}")
@@ -54,10 +73,7 @@ def load_table(table: Table, state: dict[str, Any], last_tick: int) -> None:
     for name in VALUE.names or ():
         values[name] = _read_column(state, name, VALUE[name], len(slots))
     _check_rows(table, slots, keys, values, last_tick)
-    table.clear()
-    table.keys[slots] = keys
-    table.values[slots] = values
-    table.size = len(slots)
+    return Slots(slots, keys, values)
 
 
 def read_field(state: dict[str, Any], name: str, kind: type[_T]) -> _T:

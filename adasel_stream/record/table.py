@@ -12,15 +12,25 @@ import numpy.typing as npt
 from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.evicted import EVICTED_CELLS
 
-__all__ = ["MIN_BUCKETS", "WAYS", "Table"]
+__all__ = ["WAYS", "Table", "buckets_for"]
 
 WAYS: Final = 8
 # free slots of a table of one bucket could not be marked, see Table.clear
-MIN_BUCKETS: Final = 2
+_MIN_BUCKETS: Final = 2
 _TICK_WORD: Final = 2  # of the four words of a value
 _LINE_BYTES: Final = 64
+_LAST_KEY: Final = np.uint64(2**64 - 1)
 # times a word with byte w set to 1 and the others 0, this has w in its top byte
 _WAY_OF_BYTE: Final = np.uint64(sum(way << 8 * (WAYS - 1 - way) for way in range(WAYS)))
+
+
+def buckets_for(capacity: int) -> int:
+    """Return how many buckets have at least `capacity` slots, and at least two.
+
+    >>> buckets_for(1), buckets_for(100)
+    (2, 13)
+    """
+    return max(_MIN_BUCKETS, -(-capacity // WAYS))
 
 
 class Table:
@@ -54,6 +64,11 @@ class Table:
         self.evicted: npt.NDArray[np.int64] = np.zeros(EVICTED_CELLS, np.int64)
         self.clear()
 
+    @property
+    def table_bytes(self) -> int:
+        """Memory of all slots in bytes: 24 a slot, whatever they hold."""
+        return int(self.keys.nbytes + self.values.nbytes)
+
     def clear(self) -> None:
         """Free every slot.
 
@@ -63,7 +78,7 @@ class Table:
         # A free slot's key must match no search. No 64-bit mark is no one's key, but a key is
         # only searched in its own bucket: 0 in the first, all ones in the last.
         self.keys[:] = 0
-        self.keys[:WAYS] = np.iinfo(np.uint64).max
+        self.keys[:WAYS] = _LAST_KEY
         self._values[:] = 0
         self.size = 0
 
@@ -97,6 +112,12 @@ class Table:
     def read(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return copies of the values in `slots`, shape (b,), dtype VALUE."""
         return self._values.take(slots, mode="clip").view(VALUE)
+
+    def forget(self, slots: npt.NDArray[np.int64]) -> None:
+        """Free distinct slots that are in use."""
+        self.keys[slots] = np.where(slots < WAYS, _LAST_KEY, np.uint64(0))
+        self._values[slots] = 0
+        self.size -= len(slots)
 
     def slots_of(self, buckets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the slots of each bucket, shape (m, 8), int64."""
