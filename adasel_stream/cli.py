@@ -1,4 +1,4 @@
-"""The command `adasel-stream`: the demo, and reports of run logs."""
+"""The command `adasel-stream`: the demo, reports of run logs, and looking inside a record."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ from adasel_stream.demo.settings import Settings
 from adasel_stream.demo.shards import Format
 from adasel_stream.demo.summary import HEADERS, LEGEND, Summary, row
 from adasel_stream.errors import AdaselError
+from adasel_stream.inspection.commands import add_record
 from adasel_stream.report import Tile, render_report, run_sections
 from adasel_stream.runlog import effective_records, read_run_log
 
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_report(commands)
+    add_record(commands)
     return parser
 
 

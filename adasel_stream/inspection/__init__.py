@@ -1,0 +1,1 @@
+"""Looking inside a record that is kept in a folder, in bounded memory, while it may be in use."""

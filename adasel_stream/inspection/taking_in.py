@@ -1,0 +1,72 @@
+"""Put a file of losses into a record that no trainer has open."""
+
+import os
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from adasel_stream.errors import RecordError
+from adasel_stream.inspection.opening import check_folder
+from adasel_stream.record import LossRecord
+from adasel_stream.record.snapshots.exchange import import_rows
+from adasel_stream.record.snapshots.files import read_manifest
+from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders
+from adasel_stream.record.snapshots.upkeep import Progress, unheard
+
+__all__ = ["Taken", "take_in"]
+
+# all of a file is saved, or nothing
+_NEVER_S: Final = 1e9
+
+
+class Taken(NamedTuple):
+    """What came of it.
+
+    Attributes:
+        rows: of the file, that the record held when they came.
+        entries: ids that the record holds now.
+        capacity: its slots.
+        ranks: that shared the record before; it has one now.
+    """
+
+    rows: int
+    entries: int
+    capacity: int
+    ranks: int
+
+
+def take_in(
+    path: Path, source: Path, capacity: int | None = None, progress: Progress = unheard
+) -> Taken:
+    """Open a record, put a file in, and save it; in each bucket the newest stay.
+
+    Args:
+        path: the record's folder, created if it is not there.
+        source: a `.parquet` or `.csv` file, see `import_rows`.
+        capacity: slots; None for as many as there were.
+        progress: told of rows read.
+
+    Raises:
+        ValueError: if a record is new and has no capacity, or the source has another ending.
+        RecordError: if a trainer has the record open, or one of both is damaged; the record is
+            as it was.
+    """
+    if os.path.lexists(path):
+        check_folder(path)
+    if (path / MANIFEST_NAME).exists():
+        raise RecordError(
+            f"{str(path)!r} is the folder of one rank: name the record's own, {str(path.parent)!r}"
+        )
+    manifests = [read_manifest(folder) for folder in find_folders(path)]
+    settings: dict[str, Any] = {}
+    if manifests:
+        settings = {"seed": manifests[0].seed, "decay": manifests[0].decay}
+    slots = capacity or sum(manifest.capacity for manifest in manifests)
+    if not slots:
+        raise ValueError(f"there is no record {str(path)!r} yet: a new one needs --capacity")
+    record = LossRecord.open(path, slots, save_every_s=_NEVER_S, engine="numpy", **settings)
+    try:
+        rows = import_rows(record, source, progress)
+        record.save()
+    finally:
+        record.close(save=False)
+    return Taken(rows, len(record), record.capacity, len(manifests))
