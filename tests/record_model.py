@@ -185,12 +185,16 @@ def same_bucket(count: int, buckets: int, seed: int = 0) -> list[int]:
 def assert_same_state(one: LossRecord, other: LossRecord) -> None:
     """Compare two records slot for slot."""
     assert len(one) == len(other)
-    mine, theirs = one.state_dict(), other.state_dict()
-    mine_table, theirs_table = mine.pop("table"), theirs.pop("table")
-    assert mine == theirs
-    assert mine_table.keys() == theirs_table.keys()
-    for name in mine_table:
-        np.testing.assert_array_equal(mine_table[name], theirs_table[name], err_msg=name)
+    _assert_same(one.state_dict(), other.state_dict())
+
+
+def _assert_same(mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        if isinstance(value, dict):
+            _assert_same(value, theirs[name])
+        else:
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
 
 
 def assert_is_model(record: LossRecord, model: Model) -> None:

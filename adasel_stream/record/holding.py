@@ -344,5 +344,5 @@ class Holding:
         elif theirs is None:
             self._pending.clear()
         else:
-            self._pending.load_state_dict(read_field(state, "pending", dict))
-            self._pending.load_counts(read_field(state, "pending_counts", dict))
+            counts = read_field(state, "pending_counts", dict)
+            self._pending.load_state_dict(read_field(state, "pending", dict), counts)

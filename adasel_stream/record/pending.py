@@ -208,27 +208,29 @@ class PendingLabels:
         """
         return {"capacity": self.capacity, "table": dump_table(self._table)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold the predictions that `state_dict` described.
+    def load_state_dict(self, state: dict[str, Any], counts: dict[str, Any]) -> None:
+        """Hold the predictions that `state_dict` described, and go on counting from `counts`.
 
         Raises:
             RecordError: if the state is damaged or of another capacity; nothing is then changed.
 
         >>> pending = PendingLabels(20, np.subtract, ttl_s=None)
-        >>> pending.load_state_dict(pending.state_dict())
+        >>> pending.load_state_dict(pending.state_dict(), pending.counts)
         """
         if (theirs := read_field(state, "capacity", int)) != self.capacity:
             raise RecordError(
                 f"the state has pending labels of capacity {theirs}, these have {self.capacity}: "
                 f"construct them with capacity={theirs}"
             )
-        read_table(self._table, read_field(state, "table", dict), _MAX_TICK).restore(self._table)
+        rows = read_table(self._table, read_field(state, "table", dict), _MAX_TICK)
+        self.load_counts(counts)
+        rows.restore(self._table)
 
     def load_counts(self, counts: dict[str, Any]) -> None:
         """Go on counting from `counts`.
 
         Raises:
-            RecordError: if one is missing or no whole number.
+            RecordError: if one is missing or no whole number; nothing is then changed.
 
         >>> pending = PendingLabels(20, np.subtract, ttl_s=None)
         >>> pending.load_counts(pending.counts)
