@@ -54,6 +54,33 @@ class ParquetSource(ShardSource):
     likewise. A worker hands over large batches much faster than small ones: take 4,096 rows
     and slice them with `adasel_connectors.chunks.rebatch`.
 
+    Deferred columns are passed over: batches have references of them, int64, shape (b, 2), and
+    `fetch` reads the values of chosen rows. Of texts, bytes and lists of one length of floats or
+    of 32 or 64 bit integers it picks them from their pages, best where these are stored without
+    compression and dictionary, which pictures and embeddings gain nothing from:
+
+        pyarrow.parquet.write_table(
+            table,
+            path,
+            compression={"label": "zstd"},  # columns that are not named: none
+            use_dictionary=["label"],
+        )
+
+    A compressed page is decompressed as a whole; `max_rows_per_page=16` keeps it small. Checksums
+    are those of whole pages too. Of other columns and layouts, such as lists of several lengths or
+    a dictionary of floats, `fetch` decodes a column's whole row group, once for all rows that are
+    chosen of it soon; then it saves little, and small row groups help.
+
+    >>> import pyarrow, pyarrow.parquet, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> table = pyarrow.table({"jpg": [b"(0)", b"(1)", b"(2)"], "y": [0, 1, 0]})
+    >>> pyarrow.parquet.write_table(table, f"{folder.name}/a.parquet")
+    >>> source = ParquetSource(folder.name, deferred=("jpg",))
+    >>> (batch,) = source
+    >>> source.fetch({"jpg": batch["jpg"][[2, 0]]})
+    {'jpg': [b'(2)', b'(0)']}
+    >>> folder.cleanup()
+
     Page checksums are verified where the writer stored them; only a manifest notices every
     altered byte. A shard must not be overwritten or cut while it is read: replace it by
     renaming a new file over it.
