@@ -17,15 +17,17 @@ if TYPE_CHECKING:
     from adasel_stream.decoding import Decoding
     from adasel_stream.loader import SelectingLoader
     from adasel_stream.policies import paper, unbiased
-    from adasel_stream.record import LossRecord
-    from adasel_stream.serving import LossWriter
+    from adasel_stream.record import LossRecord, PendingLabels
+    from adasel_stream.serving import LossFeed, LossWriter
     from adasel_stream.types import LossBatch, Preference, Scored
 
 __all__ = [
     "Decoding",
     "LossBatch",
+    "LossFeed",
     "LossRecord",
     "LossWriter",
+    "PendingLabels",
     "Policy",
     "Preference",
     "Scored",
@@ -42,8 +44,8 @@ _HOMES = {
     "decoding": ("Decoding",),
     "loader": ("SelectingLoader",),
     "policies": ("paper", "unbiased"),
-    "record": ("LossRecord",),
-    "serving": ("LossWriter",),
+    "record": ("LossRecord", "PendingLabels"),
+    "serving": ("LossFeed", "LossWriter"),
     "types": ("LossBatch", "Preference", "Scored"),
 }
 

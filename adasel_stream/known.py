@@ -219,9 +219,7 @@ class KnownLosses:
         record = self._record
         gatherings = {"known": self._known, "unknown": self._unknown}
         return {
-            "record": None
-            if record is None or getattr(record, "kept", False)
-            else _with_tensors(record.state_dict()),
+            "record": None if record is None or record.kept else _with_tensors(record.state_dict()),
             "mean": self._mean.state_dict(),
             "staleness": self.staleness.state_dict(),
             "gathered": {n: None if b is None else b.state_dict() for n, b in gatherings.items()},

@@ -72,8 +72,10 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
     assert adasel_stream.__all__ == [
         "Decoding",
         "LossBatch",
+        "LossFeed",
         "LossRecord",
         "LossWriter",
+        "PendingLabels",
         "Policy",
         "Preference",
         "Scored",

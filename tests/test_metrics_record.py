@@ -19,7 +19,7 @@ class Kept:
     def __init__(self) -> None:
         self.counts = dict.fromkeys(("hits", "misses", "stale", "evicted", "dropped"), 0)
         self.counts["rejected"] = 0
-        self.capacity, self.record_bytes = 64, 1536
+        self.capacity, self.record_bytes, self.kept = 64, 1536, True
         names = ("expected", "joined", "expired", "evicted", "rejected", "unmatched")
         self.pending = Waiting(dict.fromkeys(names, 0))
         self.snapshots = SimpleNamespace(

@@ -48,7 +48,7 @@ _HOMES: Final = {
 
 
 class CountsLookups(Protocol):
-    """What is read of a record; `evicted_ages`, `pending` and `snapshots` too where it has them."""
+    """What is read of a record; `evicted_ages`, `pending` and `snapshots` where it has them."""
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -236,7 +236,8 @@ def _show_record(run: Counted, record: Any) -> None:
     run.record_bytes = record.record_bytes
     if (pending := getattr(record, "pending", None)) is not None:
         run.record_pending_entries = len(pending)
-    if (snapshots := getattr(record, "snapshots", None)) is not None:
+    if getattr(record, "kept", False):
+        snapshots = record.snapshots
         run.record_last_snapshot_timestamp_seconds = snapshots.created_s or None
         run.record_snapshot_seconds = snapshots.duration_s or None
         run.record_snapshot_bytes = snapshots.total_bytes
