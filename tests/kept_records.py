@@ -24,7 +24,14 @@ def kept(path: Path, capacity: int = 4000, **arguments: Any) -> Iterator[LossRec
     """Open a record, and give its folder up at the end without a last snapshot."""
     clock = arguments.pop("clock", None) or Clock()
     save_every_s = arguments.pop("save_every_s", NEVER_S)
-    record = LossRecord.open(path, capacity, save_every_s=save_every_s, clock=clock, **arguments)
+    record = LossRecord.open(
+        path,
+        capacity,
+        save_every_s=save_every_s,
+        clock=clock,
+        engine="numpy",  # nothing here depends on it, and the other is compiled first
+        **arguments,
+    )
     try:
         yield record
     finally:

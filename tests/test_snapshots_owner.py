@@ -21,7 +21,7 @@ from tests.record_model import Clock, floats, ints
 OWNER = """
 import sys, numpy as np
 from adasel_stream.record import LossRecord
-record = LossRecord.open(sys.argv[1], 100, save_every_s=1e6)
+record = LossRecord.open(sys.argv[1], 100, save_every_s=1e6, engine='numpy')
 record.update(np.array([1]), np.array([0.5]))
 record.save()
 print("open", flush=True)

@@ -119,13 +119,13 @@ def checked_rows(file: IO[bytes], entry: FileEntry, name: str) -> RowsFile:
     return RowsFile(file, entry.rows, name)
 
 
-def remove_unnamed(folder: Path, manifest: Manifest) -> None:
-    """Remove files of other snapshots, and what killed writers left; the folder is locked.
+def remove_unnamed(folder: Path, manifest: Manifest | None) -> None:
+    """Remove files that no manifest names, and what killed writers left; the folder is locked.
 
     What no snapshot could have written is left alone, and what cannot be removed is tried again
     after the next snapshot.
     """
-    named = {file.name for file in manifest.files}
+    named = {file.name for file in manifest.files} if manifest else set[str]()
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name not in named and (_OURS.fullmatch(name) or _TEMPORARY.fullmatch(name)):

@@ -101,6 +101,7 @@ class SnapshotFolder:
         self.lock.release()
 
     def _current(self) -> Manifest | None:
+        manifest: Manifest | None = None
         try:
             manifest = read_manifest(self.path)
         except FileNotFoundError as error:
@@ -110,7 +111,6 @@ class SnapshotFolder:
                     f"record folder {str(self.path)!r} has files but no {MANIFEST_NAME}: put it "
                     "back, or name an empty folder to begin anew"
                 ) from error
-            return None
         remove_unnamed(self.path, manifest)
         return manifest
 
