@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from adasel_stream.demo.job import run
 from adasel_stream.demo.screen import open_screen
-from adasel_stream.demo.settings import Settings
+from adasel_stream.demo.settings import Losses, Settings
 from adasel_stream.demo.shards import Format
 from adasel_stream.demo.summary import HEADERS, LEGEND, Summary, row
 from adasel_stream.errors import AdaselError
@@ -71,7 +71,9 @@ def _add_demo(commands: Any) -> None:
         help="learn from a year of flights which will be late, selecting and not selecting",
         description=(
             "Train the same network on a year of flights, in order of departure, three ways: on "
-            "what AdaSelection selects, on as many flights taken evenly, and on all of them. "
+            "what AdaSelection selects, on as many flights taken evenly, and on all of them. With "
+            "--losses serving a second process predicts the flights and writes their losses, and "
+            "AdaSelection selects by those, beside AdaSelection that scores flights itself. "
             "Writes run logs and report.html. Ctrl-C and SIGTERM leave a snapshot, and the same "
             "command goes on from it; a second one ends the run at once."
         ),
@@ -86,6 +88,12 @@ def _add_demo(commands: Any) -> None:
     )
     demo.add_argument(
         "--rate", type=float, default=default.sampling_rate, help="share of flights to train on"
+    )
+    demo.add_argument(
+        "--losses",
+        choices=get_args(Losses),
+        default=default.losses,
+        help="where AdaSelection's losses come from",
     )
     demo.add_argument("--seed", type=int, default=default.seed, help="of first weights and draws")
     demo.add_argument(
@@ -123,6 +131,7 @@ def _demo(chosen: argparse.Namespace) -> int:
             data=chosen.data,
             rows=chosen.rows,
             sampling_rate=chosen.rate,
+            losses=chosen.losses,
             seed=chosen.seed,
             format=chosen.format,
             port=chosen.port,

@@ -4,7 +4,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,30 @@ from adasel_stream.demo.model import Inputs, inputs
 from adasel_stream.demo.stopwatch import Stopwatch
 from adasel_stream.loader import SelectingLoader
 from adasel_stream.metrics import Metrics
-from adasel_stream.types import Batch, Source
+from adasel_stream.types import Batch
 
-__all__ = ["Arm", "FullArm", "SelectingArm"]
+__all__ = ["EVEN", "SCORING", "Arm", "Charges", "FullArm", "SelectingArm"]
+
+
+class Charges(NamedTuple):
+    """What of an arm's work is its cost.
+
+    Attributes:
+        cost: phases of its metrics whose seconds are its cost.
+        comparison: phases whose seconds serve the progressive loss only.
+        scores: whether it has to score every sample to choose.
+    """
+
+    cost: Sequence[str]
+    comparison: Sequence[str]
+    scores: bool
+
+
+SCORING = Charges(cost=("train", "score", "select"), comparison=(), scores=True)
+"""Of an arm that scores to choose."""
+
+EVEN = Charges(cost=("train",), comparison=("score", "select"), scores=False)
+"""Of an arm that takes samples evenly, or all of them."""
 
 
 class Arm(Protocol):
@@ -26,14 +47,13 @@ class Arm(Protocol):
         name: of its files, and the `run` of its metrics.
         learner: what it trains.
         metrics: what it counts; its phases hold this arm's own seconds.
-        scores_to_select: whether scoring is part of the method, and so of its cost; where it is
-            not, samples are scored for the progressive loss only.
+        charges: what of its work is its cost.
     """
 
     name: str
     learner: Learner
     metrics: Metrics
-    scores_to_select: bool
+    charges: Charges
 
     def advance(self, until: float) -> None:
         """Train until `until` samples were scored, or to the end of the stream."""
@@ -52,50 +72,22 @@ class SelectingArm:
     """Train on what a `SelectingLoader` chooses.
 
     Args:
-        name: of its files and metrics.
-        source: candidate batches.
+        loader: what chooses; its metrics name the arm.
         learner: what to train.
-        methods: selection methods.
-        sampling_rate: share of candidates to train on, in (0, 1].
-        scores_to_select: see `Arm`.
-        seed: of the selection.
+        watch: the clock of those metrics.
+        charges: see `Arm`.
     """
 
     def __init__(
-        self,
-        name: str,
-        source: Source,
-        learner: Learner,
-        *,
-        methods: Sequence[str],
-        sampling_rate: float,
-        scores_to_select: bool,
-        seed: int,
+        self, loader: SelectingLoader, learner: Learner, watch: Stopwatch, charges: Charges
     ) -> None:
         """Start at the beginning of the stream."""
-        self.name = name
+        self.name = loader.metrics.run
         self.learner = learner
-        self.scores_to_select = scores_to_select
-        self._watch = Stopwatch()
-        self.metrics = Metrics(
-            methods,
-            run=name,
-            sampling_rate=sampling_rate,
-            batch_size=BATCH_SIZE,
-            policy="unbiased",
-            clock=self._watch,
-        )
-        self.loader = SelectingLoader(
-            source,
-            score=learner.score,
-            model=learner.network,
-            sampling_rate=sampling_rate,
-            policy="unbiased",
-            methods=methods,
-            batch_size=BATCH_SIZE,
-            seed=seed,
-            metrics=self.metrics,
-        )
+        self.metrics = loader.metrics
+        self.charges = charges
+        self._loader = loader
+        self._watch = watch
         self._batches: Iterator[Batch] | None = None
 
     def advance(self, until: float) -> None:
@@ -103,18 +95,18 @@ class SelectingArm:
         with self._watch:
             for batch in self._rest():
                 losses = self.learner.losses(inputs(batch))
-                self.learner.update(self.loader.mean(losses))
+                self.learner.update(self._loader.mean(losses))
                 if self.learner.progressive.seen >= until:
                     break
         # describing a loader ends its step, which would last through the other arms' turns
-        self.loader.state_dict()
+        self._loader.state_dict()
 
     def _rest(self) -> Iterator[Batch]:
         """Give the batches that are still to come."""
         if self._batches is not None:
             return self._batches
-        self._batches = iter(self.loader)
-        if self.scores_to_select:
+        self._batches = iter(self._loader)
+        if "score" in self.charges.cost:
             return self._batches
         # what the loader says of its cost before its first batch is not true of this arm, which
         # is scored for the progressive loss only
@@ -124,11 +116,11 @@ class SelectingArm:
 
     def state_dict(self) -> dict[str, Any]:
         """Describe loader and learner."""
-        return {"loader": self.loader.state_dict(), "learner": self.learner.state_dict()}
+        return {"loader": self._loader.state_dict(), "learner": self.learner.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`."""
-        self.loader.load_state_dict(state["loader"])
+        self._loader.load_state_dict(state["loader"])
         self.learner.load_state_dict(state["learner"])
 
 
@@ -141,7 +133,7 @@ class FullArm:
         learner: what to train.
     """
 
-    scores_to_select = False
+    charges = EVEN
 
     def __init__(self, name: str, source: Any, learner: Learner) -> None:
         """Start at the beginning of the stream."""

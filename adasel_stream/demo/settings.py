@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from adasel_stream.demo.shards import Format
 
-__all__ = ["Settings"]
+__all__ = ["Losses", "Settings"]
+
+Losses: TypeAlias = Literal["scoring", "serving"]
+"""Where AdaSelection's losses come from; with "serving", scoring is shown beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +21,7 @@ class Settings:
         data: folder for the prepared shards, or None for one in `out`.
         rows: how many flights, the first of the year; None for all.
         sampling_rate: share that AdaSelection and uniform train on, in (0, 1].
+        losses: where AdaSelection's losses come from.
         seed: of first weights and selection, at least 0.
         format: kind of shard to read.
         port: of the live metrics; 0 for a free one.
@@ -31,6 +36,7 @@ class Settings:
     data: Path | None = None
     rows: int | None = None
     sampling_rate: float = 0.2
+    losses: Losses = "scoring"
     seed: int = 0
     format: Format = "parquet"
     port: int = 9400

@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
 
 from adasel_connectors.manifest import read_manifest, write_manifest
+from adasel_connectors.parquet import ParquetSource
+from adasel_connectors.tar import TarSource
 from adasel_stream.demo.flights import CODES, FLAGS, LABEL, NUMBERS, Flights, read
 from adasel_stream.demo.ustar import write_rows
 
-__all__ = ["COLUMNS", "Format", "Prepared", "prepare"]
+__all__ = ["COLUMNS", "Format", "Prepared", "open_shards", "prepare"]
 
 Format: TypeAlias = Literal["parquet", "tar"]
 """Kind of shard that a run reads."""
@@ -73,6 +75,23 @@ def prepare(cache: Path, rows: int | None, tell: Callable[[str], None]) -> Prepa
     assert found is not None, "it was written just now"
     sizes = [len(found["vocabulary"][name]) for name in ("carrier", "origin", "dest")]
     return Prepared(folder, int(found["rows"]), (*sizes, 24, 7, 12), found, facts is None)
+
+
+def open_shards(folder: Path, kind: Format, batch_size: int) -> ParquetSource | TarSource:
+    """Open the stream from its beginning, every shard compared with the manifest.
+
+    Args:
+        folder: what `Prepared.shards` gives.
+        kind: of the shards in it.
+        batch_size: samples of a batch, at least 1.
+
+    Raises:
+        ValueError: there are no shards, or no manifest.
+    """
+    manifest = folder / "manifest.json"
+    if kind == "tar":
+        return TarSource(folder, extensions=("npy",), batch_size=batch_size, manifest=manifest)
+    return ParquetSource(folder, columns=COLUMNS, batch_size=batch_size, manifest=manifest)
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:

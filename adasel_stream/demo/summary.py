@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from adasel_stream.costs import BACKWARD_FORWARDS
 from adasel_stream.demo.arms import Arm
-from adasel_stream.demo.plan import ADASELECTION, FULL, LABELS, SAME_COST, UNIFORM
+from adasel_stream.demo.plan import ADASELECTION, FULL, LABELS, SAME_COST, SERVED, UNIFORM
 from adasel_stream.demo.progressive import BLOCKS, Difference, paired_difference
+from adasel_stream.demo.served import ServedArm
 
-__all__ = ["HEADERS", "LEGEND", "Figures", "Summary", "row", "summarise"]
+__all__ = ["HEADERS", "LEGEND", "Figures", "Served", "Summary", "row", "summarise"]
 
 LEAST_UPDATES = 2 * BLOCKS
 """Fewer updates leave a model unchanged over a whole block of the stream; then blocks are no
@@ -28,7 +29,7 @@ HEADERS = ("run", "loss", "predicted/actual", "AUC", "updates", "passes", "vs fu
 
 LEGEND = (
     "loss: of every flight, before it was trained on; passes: forward passes of one flight, a\n"
-    "backward pass counted as two; seconds: training, and scoring where it serves to choose"
+    "backward pass counted as two; seconds: training, and choosing where it is not even"
 )
 """What the columns mean."""
 
@@ -45,9 +46,9 @@ class Figures(NamedTuple):
         trained: samples that it was trained on.
         scored: samples that it had to score to choose.
         passes: its cost in forward passes of one sample, by arithmetic.
-        seconds: its cost as measured: training, and choosing where that takes scoring.
-        accounting_s: seconds of scoring and choosing that are not counted, because an even
-            choice takes neither; they serve the progressive loss.
+        seconds: its cost as measured: training, and choosing where that is not even.
+        accounting_s: seconds that are not counted, because the arm could do without: they serve
+            the progressive loss.
     """
 
     name: str
@@ -62,26 +63,44 @@ class Figures(NamedTuple):
     accounting_s: float
 
 
+class Served(NamedTuple):
+    """What the second process did.
+
+    Attributes:
+        rows: losses that it wrote.
+        seconds: what its forward passes took.
+        unknown: candidates whose loss the trainer did not know in time.
+    """
+
+    rows: int
+    seconds: float
+    unknown: int
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """The result of a run.
 
     Attributes:
         rows: samples of the stream.
+        subject: name of the arm that the run is about.
         figures: of each arm, by name.
-        against: differences of AdaSelection's loss to that of each other arm, by name.
+        against: differences of the subject's loss to that of each other arm, by name.
+        served: what the second process did; None where losses come from scoring.
     """
 
     rows: int
+    subject: str
     figures: dict[str, Figures]
     against: dict[str, Difference]
+    served: Served | None = None
 
     def judged(self, name: str) -> str:
-        """Say how AdaSelection did beside another arm, in the words of `Difference.verdict`.
+        """Say how the subject did beside another arm, in the words of `Difference.verdict`.
 
         After fewer than `LEAST_UPDATES` updates it is "too short to judge".
         """
-        if self.figures[ADASELECTION].updates < LEAST_UPDATES:
+        if self.figures[self.subject].updates < LEAST_UPDATES:
             return "too short to judge"
         return self.against[name].verdict
 
@@ -96,6 +115,8 @@ class Summary:
 
         The words follow from the paired difference and its error; nothing else goes in.
         """
+        if self.served is not None:
+            return self._served_verdict
         ours, even = self.figures[ADASELECTION].loss, self.figures[UNIFORM].loss
         even_cost = self.figures[SAME_COST].loss
         at_updates, at_cost = self.against[UNIFORM], self.against[SAME_COST]
@@ -107,40 +128,59 @@ class Summary:
         )
 
     @property
+    def _served_verdict(self) -> str:
+        loss = {name: f"{one.loss:.4f}" for name, one in self.figures.items()}
+        return (
+            f"By losses from serving, AdaSelection {_SAYS[self.judged(ADASELECTION)]} AdaSelection "
+            f"by scoring: loss {loss[SERVED]} against {loss[ADASELECTION]}, difference "
+            f"{self.against[ADASELECTION]} (two standard errors). It {_SAYS[self.judged(UNIFORM)]} "
+            f"uniform selection of the same cost: loss {loss[UNIFORM]}, difference "
+            f"{self.against[UNIFORM]}. It {_SAYS[self.judged(FULL)]} full training: loss "
+            f"{loss[FULL]}, difference {self.against[FULL]}."
+        )
+
+    @property
     def cost(self) -> str:
         """Say what AdaSelection cost beside full training, by arithmetic and as measured."""
-        passes = self.share_of_full(ADASELECTION, measured=False)
-        seconds = self.share_of_full(ADASELECTION, measured=True)
+        if self.served is None:
+            return self._cost_of(ADASELECTION, "AdaSelection")
+        by_scoring = self._cost_of(ADASELECTION, "By scoring it")
+        return f"{self._cost_of(SERVED, 'By losses from serving, AdaSelection')} {by_scoring}"
+
+    def _cost_of(self, name: str, who: str) -> str:
+        passes = self.share_of_full(name, measured=False)
+        seconds = self.share_of_full(name, measured=True)
         return (
-            f"AdaSelection took {passes:.0%} of full training's passes by arithmetic "
-            f"({_spared(passes)}) and {seconds:.0%} of its seconds as measured "
-            f"({_spared(seconds)})."
+            f"{who} took {passes:.0%} of full training's passes by arithmetic ({_spared(passes)}) "
+            f"and {seconds:.0%} of its seconds as measured ({_spared(seconds)})."
         )
 
     def numbers(self) -> dict[str, Any]:
         """Describe everything in values that JSON can hold; unknown numbers are None."""
+        served = {} if self.served is None else {"served": self.served._asdict()}
         return {
             "rows": self.rows,
             "verdict": self.verdict,
             "cost": self.cost,
             "arms": {name: _plain(one._asdict()) for name, one in self.figures.items()},
-            "adaselection_minus": {
+            f"{self.subject}_minus": {
                 name: _plain({"mean": one.mean, "error": one.error, "verdict": self.judged(name)})
                 for name, one in self.against.items()
             },
+            **served,
         }
 
 
 def summarise(arms: Sequence[Arm], rows: int) -> Summary:
-    """Collect the figures of all arms after `rows` samples."""
-    by_name = {arm.name: arm.learner.progressive for arm in arms}
-    ours = by_name[ADASELECTION]
+    """Collect the figures of all arms after `rows` samples; the first arm is the subject."""
+    subject = arms[0]
     against = {
-        name: paired_difference(ours, theirs)
-        for name, theirs in by_name.items()
-        if name != ADASELECTION
+        arm.name: paired_difference(subject.learner.progressive, arm.learner.progressive)
+        for arm in arms[1:]
     }
-    return Summary(rows, {arm.name: _figures(arm) for arm in arms}, against)
+    figures = {arm.name: _figures(arm) for arm in arms}
+    served = _served(subject) if isinstance(subject, ServedArm) else None
+    return Summary(rows, subject.name, figures, against, served)
 
 
 def row(summary: Summary, name: str) -> tuple[str, ...]:
@@ -161,8 +201,7 @@ def row(summary: Summary, name: str) -> tuple[str, ...]:
 def _figures(arm: Arm) -> Figures:
     spent, progressive = arm.metrics.phase_seconds, arm.learner.progressive
     trained = arm.metrics.samples_selected
-    scored = progressive.seen if arm.scores_to_select else 0
-    choosing = spent["score"] + spent["select"]
+    scored = progressive.seen if arm.charges.scores else 0
     return Figures(
         name=arm.name,
         loss=progressive.loss,
@@ -172,8 +211,16 @@ def _figures(arm: Arm) -> Figures:
         trained=trained,
         scored=scored,
         passes=scored + (1 + BACKWARD_FORWARDS) * trained,
-        seconds=spent["train"] + (choosing if arm.scores_to_select else 0.0),
-        accounting_s=0.0 if arm.scores_to_select else choosing,
+        seconds=sum(spent[phase] for phase in arm.charges.cost),
+        accounting_s=float(sum(spent[phase] for phase in arm.charges.comparison)),
+    )
+
+
+def _served(arm: ServedArm) -> Served:
+    return Served(
+        rows=arm.serving.rows,
+        seconds=arm.serving.seconds,
+        unknown=arm.metrics.score_rows["unknown"],
     )
 
 
