@@ -16,7 +16,7 @@ from adasel_stream.serving.backlog import Backlog, Loaded
 from adasel_stream.serving.inbox import Inbox, Listing
 from adasel_stream.serving.refusals import Refusals
 from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, Rows
-from adasel_stream.serving.served import Cursor, ServedRecord
+from adasel_stream.serving.served import Accepting, Cursor, ServedRecord
 
 __all__ = ["LossFeed"]
 
@@ -57,9 +57,16 @@ class LossFeed:
         OSError: if the folder cannot be created.
 
     >>> import tempfile
+    >>> from adasel_stream import LossRecord
+    >>> from adasel_stream.serving import LossWriter
+    >>> record = LossRecord(capacity=100, engine="numpy")
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     LossFeed(folder).backlog_segments
-    0
+    ...     with LossWriter(folder) as writer:
+    ...         writer.write(np.array([7, 8]), np.array([0.5, 0.25]))
+    ...     LossFeed(folder).poll(record)
+    2
+    >>> record.lookup(np.array([8])).losses.tolist()
+    [0.25]
     """
 
     def __init__(
@@ -87,7 +94,7 @@ class LossFeed:
         self._finished: deque[tuple[str, int]] = deque()
         self._list_at_s = self._tidy_at_s = -math.inf
         self._seen: dict[str, Cursor] = {}
-        self._newest_second = 0
+        self._newest_s = -math.inf
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     @property
@@ -95,14 +102,14 @@ class LossFeed:
         """What became of segments and rows since this feed was made.
 
         `segments_applied` to their end, `segments_damaged` and set aside, `segments_missing` in a
-        writer's sequence: removed by their writer as too many, or lost. `writers_newer` write
-        what only a newer release can read. `rows_applied`; `rows_ignored` are predictions for a
-        record without `pending`, and rows of unknown kinds. `failures` are refusals of the
-        operating system; what they concerned is tried again.
+        writer's sequence: removed by their writer as too many, or lost. `segments_newer` only a
+        newer release can read; all that follow them wait, too. `rows_applied`; `rows_ignored`
+        are predictions for a record without `pending`, and rows of unknown kinds. `failures` are
+        refusals of the operating system; what they concerned is tried again.
         """
         return self._counts | {
             "segments_damaged": self._backlog.damaged,
-            "writers_newer": len(self._backlog.newer),
+            "segments_newer": len(self._backlog.newer),
             "failures": self._refusals.count,
         }
 
@@ -114,9 +121,7 @@ class LossFeed:
     @property
     def newest_age_s(self) -> float:
         """Age in seconds of the newest row that was applied, infinite before the first."""
-        if not self._newest_second:
-            return math.inf
-        return max(0.0, self._wall_clock() - self._newest_second)
+        return max(0.0, self._wall_clock() - self._newest_s)
 
     def poll(self, record: ServedRecord, max_rows: int = 16_384) -> int:
         """Apply rows that have come to `record`.
@@ -250,27 +255,32 @@ class LossFeed:
 
     def _hand_over(self, record: ServedRecord, rows: Rows) -> None:
         """Give rows to the record, losses and predictions apart."""
-        now_s = self._wall_clock()
         kinds = rows["kind"]
-        taken = 0
-        for kind, accept in ((LOSS, record.update), (PREDICTION, record.expect)):
-            if kind == PREDICTION and record.pending is None:
-                continue
-            chosen = rows[kinds == kind]
-            if len(chosen) == 0:
-                continue
-            accept(
-                chosen["id"].astype(np.int64),
-                chosen["value"].astype(np.float32),
-                version=chosen["version"].astype(np.uint16),
-                # a clock of another machine may be ahead
-                age_s=np.maximum(now_s - chosen["second"], 0.0),
-            )
-            newest = min(int(chosen["second"].max()), int(now_s))
-            self._newest_second = max(self._newest_second, newest)
-            taken += len(chosen)
+        if (kinds == LOSS).all():  # as nearly always: the rows need not be copied once more
+            taken = self._give(record.update, rows)
+        else:
+            taken = self._give(record.update, rows[kinds == LOSS])
+            if record.pending is not None:
+                taken += self._give(record.expect, rows[kinds == PREDICTION])
         self._counts["rows_applied"] += taken
         self._counts["rows_ignored"] += len(rows) - taken
+
+    def _give(self, accept: Accepting, rows: Rows) -> int:
+        """Give rows of one kind to a method of the record, and return how many they are."""
+        if len(rows) == 0:
+            return 0
+        now_s = self._wall_clock()
+        seconds = rows["second"].astype(np.float64)
+        newest_s = float(min(seconds.max(), now_s))
+        self._newest_s = max(self._newest_s, newest_s)
+        accept(
+            rows["id"].astype(np.int64),
+            rows["value"].astype(np.float32),
+            version=rows["version"].astype(np.uint16),
+            # the clock of another machine may be ahead
+            age_s=np.maximum(now_s - seconds, 0.0),
+        )
+        return len(rows)
 
     def _start_over(self) -> None:
         """Forget what was read and look into the folder again at the next poll."""

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Cursor", "ServedRecord"]
+__all__ = ["Accepting", "Cursor", "ServedRecord"]
 
 Cursor = tuple[int, int]
 """How far a writer's segments were applied: the sequence number that is due, and its rows."""
@@ -41,24 +41,28 @@ class ServedRecord(Protocol):
         """Where predictions wait for labels, or None."""
         ...
 
-    def update(
-        self,
-        ids: npt.NDArray[np.int64],
-        losses: npt.NDArray[np.float32],
-        *,
-        version: npt.NDArray[np.uint16],
-        age_s: npt.NDArray[np.float64],
-    ) -> None:
-        """Record losses, each with the version that gave it and its age in seconds."""
+    @property
+    def update(self) -> "Accepting":
+        """Records losses, each with the version that gave it and its age in seconds."""
         ...
 
-    def expect(
+    @property
+    def expect(self) -> "Accepting":
+        """Keeps predictions until their labels come."""
+        ...
+
+
+class Accepting(Protocol):
+    """A method of a record that takes rows."""
+
+    def __call__(
         self,
         ids: npt.NDArray[np.int64],
-        predictions: npt.NDArray[np.float32],
+        values: npt.NDArray[np.float32],
+        /,
         *,
         version: npt.NDArray[np.uint16],
         age_s: npt.NDArray[np.float64],
     ) -> None:
-        """Keep predictions until their labels come."""
+        """Take rows, all of shape (n,)."""
         ...
