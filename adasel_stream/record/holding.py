@@ -65,7 +65,7 @@ class Holding:
         self._pending = pending
         self._clock = clock
         self._ticks = Ticks(clock)
-        self._version = 0
+        self.version = 0
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self._oldest_change = _NO_CHANGE
 
@@ -111,7 +111,8 @@ class Holding:
 
     @version.setter
     def version(self, version: int) -> None:
-        self._version = int(versions_of(version, rows=0)[0])
+        self._versions = versions_of(version, rows=0)
+        self._version = int(self._versions[0])
 
     @property
     def pending(self) -> PendingLabels | None:
@@ -230,7 +231,7 @@ class Holding:
                 "counts": dict(self._counts),
                 "evicted_ages": self._table.evicted.tolist(),
                 "pending_counts": {} if self._pending is None else self._pending.counts,
-                "version": self._version,
+                "version": self.version,
                 "ticks": self._ticks.state_dict(),
                 "cursors": dict(self.cursors),
             }

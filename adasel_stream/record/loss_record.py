@@ -229,7 +229,7 @@ class LossRecord(Holding):
         """
         rows = int_ids(ids)
         values = float_rows("losses", losses, len(rows))
-        versions = versions_of(self._version if version is None else version, len(rows))
+        versions = self._versions if version is None else versions_of(version, len(rows))
         with self.lock:
             now = self._ticks.now()
             stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)
@@ -253,11 +253,9 @@ class LossRecord(Holding):
         """
         rows = int_ids(ids)
         with self.lock:
+            settings = self._settings
             window = Window(
-                self._ticks.now(),
-                self._settings.max_age_s,
-                self._version,
-                self._settings.max_version_lag,
+                self._ticks.now(), settings.max_age_s, self._version, settings.max_version_lag
             )
             answer, tally = self._engine.lookup(rows, window)
             counts = self._counts
@@ -299,7 +297,7 @@ class LossRecord(Holding):
         """
         pending, rows = self._pending_labels(), int_ids(ids)
         values = float_rows("predictions", predictions, len(rows))
-        versions = versions_of(self._version if version is None else version, len(rows))
+        versions = self._versions if version is None else versions_of(version, len(rows))
         with self.lock:
             now = self._ticks.now()
             stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)

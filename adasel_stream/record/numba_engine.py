@@ -38,10 +38,10 @@ class NumbaEngine:
         """Return what the table holds of ids."""
         rows = len(ids)
         answer = Known(
-            losses=np.empty(rows, np.float32),
-            known=np.empty(rows, np.bool_),
-            age_s=np.empty(rows, np.float32),
-            ema=np.empty(rows, np.float32),
+            np.empty(rows, np.float32),
+            np.empty(rows, np.bool_),
+            np.empty(rows, np.float32),
+            np.empty(rows, np.float32),
         )
         table = self._table
         tally = compiled().lookup(ids, self._salt, table.keys, table.values, *window, *answer)

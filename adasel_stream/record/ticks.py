@@ -37,12 +37,13 @@ class Ticks:
     def last(self) -> int:
         """The tick of the last reading."""
         # 136 years of seconds fit; a clock that jumps further must not wrap ages
-        return int(min(self._elapsed_s + 1, _MAX_TICK))
+        return int(self._elapsed_s) + 1 if self._elapsed_s < _MAX_TICK else _MAX_TICK
 
     def now(self) -> int:
         """Read the clock and return the current tick, in [1, 2**32)."""
         read_s = float(self._clock())
-        self._elapsed_s += max(0.0, read_s - self._read_s)
+        if read_s > self._read_s:
+            self._elapsed_s += read_s - self._read_s
         self._read_s = read_s
         return self.last
 
