@@ -4,16 +4,16 @@ from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from adasel_stream.buffer import Buffer, check_batch_size
-from adasel_stream.decoding import PIECE_ROWS, Decoder, Outcome
+from adasel_stream.decoding import Decoded, Decoder
 from adasel_stream.emitted import Emitted
-from adasel_stream.rows import Leaves, chosen_rows, row_count
-from adasel_stream.types import Batch, Sample
+from adasel_stream.rows import Leaves, chosen_rows, joined_rows, row_count
+from adasel_stream.types import Batch
 
 __all__ = ["DecodedRows"]
 
@@ -24,19 +24,24 @@ class _Piece:
 
     leaves: Leaves
     remembered: Leaves
-    outcomes: "Future[list[Outcome]] | list[Outcome]"
+    work: "Future[Decoded] | Decoded"
     at: int = 0
 
-    def result(self) -> list[Outcome]:
-        if isinstance(self.outcomes, Future):
-            self.outcomes = self.outcomes.result()
-        return self.outcomes
+    @property
+    def rows(self) -> int:
+        return row_count(self.remembered)
+
+    def decoded(self) -> Decoded:
+        if isinstance(self.work, Future):
+            self.work = self.work.result()
+        return self.work
 
 
 class DecodedRows:
     """Chosen rows while they are decoded, first in, first out: what `Buffer` is to others.
 
-    Its state holds raw rows, so it is as small as they are; they are decoded again after a resume.
+    A row that cannot be decoded is left out and the next one takes its place. The state holds raw
+    rows, so it is as small as they are; they are decoded again after a resume.
 
     Args:
         batch_size: rows of every emitted batch, at least 1.
@@ -47,9 +52,11 @@ class DecodedRows:
         self._kinds = Buffer(batch_size)  # knows how raw rows are made, holds none
         self._decoder = decoder
         self._pieces: deque[_Piece] = deque()
-        self._good: list[tuple[_Piece, int]] = []
+        self._good: list[tuple[_Piece, list[int]]] = []
+        self._good_rows = 0
         self._waiting = 0
         self._restored: Leaves | None = None
+        self._template: Batch = None
 
     @property
     def batch_size(self) -> int:
@@ -58,7 +65,7 @@ class DecodedRows:
 
     def __len__(self) -> int:
         """Count the rows that wait, those that turned out to be bad left out."""
-        return len(self._good) + self._waiting
+        return self._good_rows + self._waiting
 
     @property
     def full(self) -> bool:
@@ -74,56 +81,60 @@ class DecodedRows:
         leaves: Leaves,
         indices: Tensor,
         remembered: Leaves,
-        template: Batch,
-        samples: list[Sample] | None = None,
+        decoded: Leaves | None = None,
     ) -> None:
-        """Begin to decode rows.
+        """Begin to decode rows; `begin` was called before.
 
         Args:
             leaves: raw candidates, b rows each, on the host; columns named as in `Emitted` are
                 remembered.
             indices: which rows, in the order they are to leave, shape (n,), int64.
             remembered: what is remembered of each of these rows, n rows each.
-            template: structure of raw batches.
-            samples: the candidates decoded already, b of them, or None.
+            decoded: the candidates decoded already, b rows each, or None.
         """
-        self.begin(template)
         where = indices.cpu()
-        for at in range(0, where.shape[0], PIECE_ROWS):
-            part = where[at : at + PIECE_ROWS]
+        count = where.shape[0]
+        step = self._decoder.piece_rows or max(1, count)
+        for at in range(0, count, step):
+            part = where[at : at + step]
             rows = chosen_rows(leaves, part)
             own = {name: rows.pop(name) for name in Emitted._fields if name in rows}
-            begun: Future[list[Outcome]] | list[Outcome] = (
-                self._decoder.begin(rows, template)
-                if samples is None
-                else [samples[row] for row in part.tolist()]
+            work: Future[Decoded] | Decoded = (
+                self._decoder.begin(rows, self._template)
+                if decoded is None
+                else Decoded(chosen_rows(decoded, part), {})
             )
-            kept = {name: leaf[at : at + PIECE_ROWS] for name, leaf in remembered.items()}
-            self._pieces.append(_Piece(rows, own | kept, begun))
+            kept = {name: leaf[at : at + step] for name, leaf in remembered.items()}
+            self._pieces.append(_Piece(rows, own | kept, work))
             self._waiting += part.shape[0]
 
     def pop(self) -> tuple[Batch, Emitted] | None:
         """Take out the next batch, or None where fewer than `batch_size` good rows are there.
 
         Raises:
-            BatchError: the decoded samples cannot be stacked.
+            BatchError: the decoded rows cannot be stacked.
             DecodeError: nothing can be decoded any more.
         """
-        while len(self._good) < self.batch_size and self._pieces:
+        while self._good_rows < self.batch_size and self._pieces:
             self._settle(self._pieces[0])
-        if len(self._good) < self.batch_size:
+        if self._good_rows < self.batch_size:
             return None
-        taken, self._good = self._good[: self.batch_size], self._good[self.batch_size :]
-        batch = self._decoder.collated([piece.result()[row] for piece, row in taken])
-        return batch, Emitted(**_gathered(taken))
+        taken, self._good, self._good_rows = self._good, [], 0
+        where = [(piece, torch.tensor(rows)) for piece, rows in taken]
+        columns = joined_rows([chosen_rows(piece.decoded().columns, at) for piece, at in where])
+        remembered = joined_rows([chosen_rows(piece.remembered, at) for piece, at in where])
+        batch = self._decoder.built(columns, self._template)
+        return batch, Emitted(**cast("dict[str, Any]", remembered))
 
     def state_dict(self) -> dict[str, Any]:
         """Copy out every raw row that waits, and what is remembered of it."""
         held = Buffer(max(1, len(self)))
         if self._restored is not None:
             held.push(self._restored, torch.arange(row_count(self._restored)))
-        for piece, row in self._waiting_rows():
-            held.push(piece.leaves | piece.remembered, torch.tensor([row]))
+        pending = [(piece, list(range(piece.at, piece.rows))) for piece in self._pieces]
+        for piece, rows in self._good + pending:
+            if rows:
+                held.push(piece.leaves | piece.remembered, torch.tensor(rows))
         return {"batch_size": self.batch_size, "held": held.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -136,43 +147,29 @@ class DecodedRows:
         held = Buffer(state["held"]["batch_size"])
         held.load_state_dict(state["held"])
         self._kinds = Buffer(self.batch_size)
-        self._pieces, self._good = deque(), []
+        self._pieces, self._good, self._good_rows = deque(), [], 0
         self._restored = held.pop() or held.rest()
         self._waiting = 0 if self._restored is None else row_count(self._restored)
 
     def begin(self, template: Batch) -> None:
-        """Begin to decode restored rows, now that the structure of raw batches is known."""
+        """Learn the structure of raw batches, and begin to decode restored rows."""
+        self._template = template
         rows, self._restored = self._restored, None
         if rows is not None:
             raw = {name: leaf for name, leaf in rows.items() if name not in Emitted._fields}
             self._kinds.check(raw)
             self._waiting = 0
-            self.push(rows, torch.arange(row_count(rows)), {}, template)
+            self.push(rows, torch.arange(row_count(rows)), {})
 
     def _settle(self, piece: _Piece) -> None:
-        """Move the next row of the oldest piece on: to the good ones, or out."""
-        outcome = piece.result()[piece.at]
-        row, piece.at = piece.at, piece.at + 1
-        self._waiting -= 1
-        if piece.at == len(piece.result()):
+        """Move rows of the oldest piece on, as many as the batch lacks: to the good, or out."""
+        decoded, missing = piece.decoded(), self.batch_size - self._good_rows
+        stop = min(piece.at + missing, piece.rows)
+        good = self._decoder.good_rows(decoded, range(piece.at, stop))
+        self._waiting -= stop - piece.at
+        piece.at = stop
+        if stop == piece.rows:
             self._pieces.popleft()
-        if not isinstance(self._decoder.count(outcome), Exception):
-            self._good.append((piece, row))
-
-    def _waiting_rows(self) -> list[tuple[_Piece, int]]:
-        pending = [
-            (piece, row)
-            for piece in self._pieces
-            for row in range(piece.at, row_count(piece.remembered))
-        ]
-        return self._good + pending
-
-
-def _gathered(taken: list[tuple[_Piece, int]]) -> dict[str, Any]:
-    """Put together what is remembered of rows, column by column."""
-    pieces = {id(piece): piece for piece, _ in taken}
-    rows = {key: [row for piece, row in taken if id(piece) == key] for key in pieces}
-    parts = [
-        chosen_rows(piece.remembered, torch.tensor(rows[key])) for key, piece in pieces.items()
-    ]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[misc] # remembered columns are tensors
+        if good:
+            self._good.append((piece, good))
+            self._good_rows += len(good)

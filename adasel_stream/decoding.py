@@ -1,8 +1,7 @@
-"""Decode what was chosen, and nothing else: fetched, decoded in a pool, put together in order.
+"""Fetch and decode chosen rows in a pool of threads.
 
 Candidates are cheap while they are raw: encoded bytes, or references to where the bytes lie. Rows
-that are not chosen are neither read nor decoded. A chosen row that cannot be decoded is counted and
-the next chosen one takes its place, so that no batch is ever short.
+that are not chosen are neither read nor decoded.
 """
 
 import logging
@@ -10,21 +9,22 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from adasel_stream import trees
 from adasel_stream.errors import BatchError, DecodeError
-from adasel_stream.rows import Leaves, place, row_count
+from adasel_stream.rows import Leaf, Leaves, chosen_rows, joined_rows, place, row_count
 from adasel_stream.types import Batch, Fetching, Sample
 
-__all__ = ["PIECE_ROWS", "Decoder", "Decoding", "Outcome", "decoder_for", "fetching"]
+__all__ = ["Decoded", "Decoder", "Decoding", "decoder_for", "fetching"]
 
 _log = logging.getLogger(__name__)
 
-PIECE_ROWS: Final = 16
+_PIECE_ROWS: Final = 16
 """Rows of one task: enough to outweigh its hand-over, few enough to keep all threads at work."""
 
 _MOST_THREADS: Final = 8
@@ -32,8 +32,19 @@ _MOST_THREADS: Final = 8
 _HOPELESS: Final = 1000
 """So many failures in a row are no accident of single samples."""
 
-Outcome: TypeAlias = Sample | Exception
-"""A decoded sample, or why there is none."""
+_SAMPLES: Final = "samples"
+
+
+class Decoded(NamedTuple):
+    """Rows that were decoded.
+
+    Attributes:
+        columns: what came of them, n rows each; None in place of a row that failed.
+        errors: why a row failed, by its number.
+    """
+
+    columns: Leaves
+    errors: Mapping[int, Exception]
 
 
 @dataclass(frozen=True)
@@ -104,13 +115,17 @@ def decoder_for(
 
 
 class Decoder:
-    """Turns raw rows into samples, in a pool of threads.
+    """Turns raw rows into rows of a batch, in a pool of threads.
 
     Args:
         decoding: the function and how much is done at once.
         source: fetches deferred columns, or None where nothing is deferred.
         device: where batches go, or None for where samples are.
         counts: rows by what became of them, `decoded` and `failed`; added to.
+
+    Attributes:
+        ahead: batches that are decoded beyond the one that comes next.
+        piece_rows: rows that `begin` is best given, or None for all there are.
     """
 
     def __init__(
@@ -121,6 +136,8 @@ class Decoder:
         counts: dict[str, int],
     ) -> None:
         self.ahead = decoding.ahead
+        # what is only fetched is best fetched at once: neighbours may share a page
+        self.piece_rows = None if decoding.function is None else _PIECE_ROWS
         self._function = decoding.function
         self._source = source
         self._device = device
@@ -130,61 +147,59 @@ class Decoder:
             ThreadPoolExecutor(decoding.workers, "adasel-decode") if decoding.workers else None
         )
 
-    def begin(self, leaves: Leaves, template: Batch) -> "Future[list[Outcome]]":
-        """Decode a few rows of leaves, n each, built as `template` is; n outcomes come."""
+    def begin(self, leaves: Leaves, template: Batch) -> "Future[Decoded]":
+        """Decode rows of raw leaves, n each, built as `template` is."""
         if self._pool is not None:
             return self._pool.submit(self._work, leaves, template)
-        done: Future[list[Outcome]] = Future()
+        done: Future[Decoded] = Future()
         done.set_result(self._work(leaves, template))
         return done
 
-    def all_of(self, leaves: Leaves, template: Batch) -> list[Outcome]:
-        """Decode all rows and wait for them; those that fail are counted."""
+    def all_of(self, leaves: Leaves, template: Batch) -> tuple[Leaves, list[int]]:
+        """Decode all rows and wait for them; give those that did not fail, and their numbers."""
         rows = row_count(leaves)
-        cuts = [slice(at, at + PIECE_ROWS) for at in range(0, rows, PIECE_ROWS)]
-        begun = [self.begin({p: leaf[cut] for p, leaf in leaves.items()}, template) for cut in cuts]
-        return [self.count(outcome) for future in begun for outcome in future.result()]
+        step = self.piece_rows or rows
+        begun = [
+            self.begin({p: leaf[at : at + step] for p, leaf in leaves.items()}, template)
+            for at in range(0, rows, step)
+        ]
+        good: list[int] = []
+        parts: list[Leaves] = []
+        for number, future in enumerate(begun):
+            decoded = future.result()
+            kept = self.good_rows(decoded, range(row_count(decoded.columns)))
+            parts.append(chosen_rows(decoded.columns, torch.tensor(kept, dtype=torch.int64)))
+            good += [number * step + row for row in kept]
+        return joined_rows(parts), good
 
-    def count(self, outcome: Outcome) -> Outcome:
-        """Count an outcome, in the order of the rows.
+    def good_rows(self, decoded: Decoded, rows: Sequence[int]) -> list[int]:
+        """Leave out rows that failed, and count both kinds.
 
         Raises:
             DecodeError: only failures came for so long that the decoder itself must be wrong.
         """
-        if not isinstance(outcome, Exception):
-            self._counts["decoded"] += 1
+        good = [row for row in rows if row not in decoded.errors]
+        self._counts["decoded"] += len(good)
+        if len(good) == len(rows):
             self._failed_in_a_row = 0
-            return outcome
-        self._counts["failed"] += 1
-        self._failed_in_a_row += 1
-        if (failed := self._counts["failed"]) == 10 ** (len(str(failed)) - 1):  # 1, 10, 100, ...
-            _log.warning(
-                "%d chosen samples could not be decoded so far (the last: %s); the next ones took "
-                "their places, and adasel_decode_rows_total counts them",
-                failed,
-                type(outcome).__name__,
-            )
-        if self._failed_in_a_row >= _HOPELESS:
-            raise DecodeError(
-                f"{self._failed_in_a_row} chosen samples in a row cannot be decoded, so the fault "
-                f"is rather with decode= or the source than with a sample; the last one raised "
-                f"{type(outcome).__name__}"
-            ) from outcome
-        return outcome
+            return good
+        for row in rows:
+            if row in decoded.errors:
+                self._count_failure(decoded.errors[row])
+            else:
+                self._failed_in_a_row = 0
+        return good
 
-    def collated(self, samples: list[Sample]) -> Batch:
-        """Stack decoded samples into a batch, on the device.
+    def built(self, columns: Leaves, template: Batch) -> Batch:
+        """Make a batch of decoded rows, on the device.
 
         Raises:
             BatchError: samples of different shapes or of a type that cannot be stacked.
         """
-        try:
-            batch: Batch = default_collate(samples)
-        except (TypeError, RuntimeError, KeyError, ValueError) as error:
-            raise BatchError(
-                "decoded samples cannot be stacked into a batch: decode must give every sample the "
-                "same structure, shapes and dtypes, of tensors, arrays, numbers and strings"
-            ) from error
+        if self._function is None:
+            batch = trees.rebuild(template, {p: _stacked(leaf) for p, leaf in columns.items()})
+        else:
+            batch = _collated(columns[_SAMPLES])
         if self._device is None:
             return batch
         return trees.rebuild(batch, place(trees.flatten(batch), self._device))
@@ -194,36 +209,80 @@ class Decoder:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, leaves: Leaves, template: Batch) -> list[Outcome]:
-        rows = row_count(leaves)
+    def _work(self, leaves: Leaves, template: Batch) -> Decoded:
         try:
             fetched = self._fetched(leaves)
         except Exception as error:  # whatever a source raises: none of these rows can be had
-            return [error] * rows
-        return [self._sample(leaves, fetched, template, row) for row in range(rows)]
+            fetched = Decoded(leaves, dict.fromkeys(range(row_count(leaves)), error))
+        if self._function is None:
+            return fetched
+        errors, samples = dict(fetched.errors), list[Sample]()
+        for row in range(row_count(leaves)):
+            samples.append(None)
+            if row in errors:
+                continue
+            values: dict[str, Any] = {path: leaf[row] for path, leaf in fetched.columns.items()}
+            try:
+                samples[row] = self._function(trees.rebuild(template, values))
+            except Exception as error:  # whatever a decoder raises: this sample cannot be had
+                errors[row] = error
+        return Decoded({_SAMPLES: samples}, errors)
 
-    def _fetched(self, leaves: Leaves) -> Mapping[str, Sequence[Any]]:
+    def _fetched(self, leaves: Leaves) -> Decoded:
+        """Put content in place of references."""
         if self._source is None:
-            return {}
+            return Decoded(leaves, {})
         paths = {name: f"[{name!r}]" for name in self._source.deferred}
         if missing := [name for name, path in paths.items() if path not in leaves]:
             raise BatchError(f"batches have no column {missing[0]!r}, which the source defers")
         contents = self._source.fetch({name: leaves[path] for name, path in paths.items()})
-        return {paths[name]: content for name, content in contents.items()}
+        errors: dict[int, Exception] = {}
+        columns = dict(leaves)
+        for name, content in contents.items():
+            column: list[Any] = list(content)
+            for row, value in enumerate(column):
+                if isinstance(value, Exception):
+                    errors[row], column[row] = value, None
+            columns[paths[name]] = column
+        return Decoded(columns, errors)
 
-    def _sample(
-        self, leaves: Leaves, fetched: Mapping[str, Sequence[Any]], template: Batch, row: int
-    ) -> Outcome:
-        values: dict[str, Any] = {path: leaf[row] for path, leaf in leaves.items()}
-        for path, content in fetched.items():
-            if isinstance(content[row], Exception):
-                failed: Exception = content[row]
-                return failed
-            values[path] = content[row]
-        sample = trees.rebuild(template, values)
-        if self._function is None:
-            return sample
-        try:
-            return self._function(sample)
-        except Exception as error:  # whatever a decoder raises: this sample cannot be had
-            return error
+    def _count_failure(self, error: Exception) -> None:
+        self._counts["failed"] += 1
+        self._failed_in_a_row += 1
+        if (failed := self._counts["failed"]) == 10 ** (len(str(failed)) - 1):  # 1, 10, 100, ...
+            _log.warning(
+                "%d chosen samples could not be decoded so far (the last: %s); the next ones took "
+                "their places, and adasel_decode_rows_total counts them",
+                failed,
+                type(error).__name__,
+            )
+        if self._failed_in_a_row >= _HOPELESS:
+            raise DecodeError(
+                f"{self._failed_in_a_row} chosen samples in a row cannot be decoded, so the fault "
+                f"is rather with decode= or the source than with a sample; the last one raised "
+                f"{type(error).__name__}"
+            ) from error
+
+
+def _collated(samples: Any) -> Batch:
+    try:
+        batch: Batch = default_collate(samples)
+    except (TypeError, RuntimeError, KeyError, ValueError) as error:
+        raise BatchError(
+            "decoded samples cannot be stacked into a batch: decode must give every sample the "
+            "same structure, shapes and dtypes, of tensors, arrays, numbers and strings"
+        ) from error
+    return batch
+
+
+def _stacked(leaf: Leaf) -> Leaf:
+    """Make one tensor of a list of tensors that are alike; anything else stays."""
+    if isinstance(leaf, list) and leaf and isinstance(leaf[0], Tensor):
+        tensors: list[Tensor] = leaf
+        if len({(tensor.shape, tensor.dtype) for tensor in tensors}) == 1:
+            return torch.stack(tensors)
+        raise BatchError(
+            "fetched rows have different shapes and cannot be stacked; pass decode= to bring them "
+            "to one shape"
+        )
+    return leaf

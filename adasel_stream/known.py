@@ -21,11 +21,11 @@ from adasel_stream.decoding import Decoder
 from adasel_stream.gathering import Gathered, Gathering
 from adasel_stream.ids import as_ids, find_ids, find_labels
 from adasel_stream.record import LossRecord
-from adasel_stream.rows import Leaves, chosen_rows
+from adasel_stream.rows import Leaves, chosen_rows, row_count
 from adasel_stream.scorers import Score, as_scored, checked
 from adasel_stream.serving import LossFeed
 from adasel_stream.staleness import Staleness
-from adasel_stream.types import Batch, Ids, Sample, Scored
+from adasel_stream.types import Batch, Ids, Scored
 
 __all__ = ["Judged", "KnownLosses"]
 
@@ -45,7 +45,7 @@ class Judged(NamedTuple):
             and its age in seconds; None without a record.
         guessed: rows whose loss nobody knows and the stream's mean stands for, shape (b,), bool,
             or None where there are none.
-        samples: the candidates decoded, b of them, or None where they were not.
+        decoded: the candidates decoded, b rows each, or None where they were not.
     """
 
     leaves: Leaves
@@ -54,7 +54,7 @@ class Judged(NamedTuple):
     ids: Int64s | None = None
     recorded: Float32s | None = None
     guessed: npt.NDArray[np.bool_] | None = None
-    samples: list[Sample] | None = None
+    decoded: Leaves | None = None
 
     @property
     def ages_s(self) -> Float32s:
@@ -274,35 +274,33 @@ class KnownLosses:
 
     def _scored(self, group: _Group, template: Batch) -> Judged | None:
         assert self._score is not None, "without score there is a record"
-        samples: list[Sample] | None = None
+        decoded: Leaves | None = None
         if self._decoder is not None:
-            group, samples = _decoded(group, template, self._decoder)
-            if not samples:
+            group, decoded = _decoded(group, template, self._decoder)
+            if not row_count(group.leaves):
                 return None
-            batch = self._decoder.collated(samples)
+            batch = self._decoder.built(decoded, template)
         else:
             batch = group.batch
             if batch is None:
                 batch = trees.rebuild(template, group.leaves)
-        rows = len(next(iter(group.leaves.values())))
+        rows = row_count(group.leaves)
         scored = checked(as_scored(self._score(batch)), rows)
         fresh = np.ones(rows, dtype=np.bool_)
         recorded = None
         if group.ids is not None:
             recorded = np.full((rows, 2), np.nan, dtype=np.float32)
-        return Judged(group.leaves, scored, fresh, group.ids, recorded, None, samples)
+        return Judged(group.leaves, scored, fresh, group.ids, recorded, None, decoded)
 
 
-def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, list[Sample]]:
+def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, Leaves]:
     """Decode candidates; those that cannot be decoded are left out, and counted."""
-    outcomes = decoder.all_of(group.leaves, template)
-    good = [row for row, one in enumerate(outcomes) if not isinstance(one, Exception)]
-    samples: list[Sample] = [outcomes[row] for row in good]
-    if len(good) < len(outcomes):
+    decoded, good = decoder.all_of(group.leaves, template)
+    if len(good) < row_count(group.leaves):
         ids = None if group.ids is None else group.ids[good]
         kept = chosen_rows(group.leaves, torch.tensor(good, dtype=torch.int64))
         group = group._replace(leaves=kept, ids=ids)
-    return group, samples
+    return group, decoded
 
 
 def _with_tensors(state: Any) -> Any:

@@ -1,5 +1,7 @@
 """Rows of leaves: columns with one row per instance, as tensors, arrays or lists."""
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -15,6 +17,7 @@ __all__ = [
     "chosen_rows",
     "clear_rows",
     "copy_rows",
+    "joined_rows",
     "place",
     "put_rows",
     "row_count",
@@ -120,6 +123,17 @@ def chosen_rows(leaves: Leaves, indices: Tensor) -> Leaves:
     return taken
 
 
+def joined_rows(parts: Sequence[Leaves]) -> Leaves:
+    """Put rows of the same leaves one after the other.
+
+    >>> joined_rows([{"['t']": ["a"]}, {"['t']": ["b", "c"]}])
+    {"['t']": ['a', 'b', 'c']}
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return {path: _joined([part[path] for part in parts]) for path in parts[0]}
+
+
 def put_rows(leaf: Leaf, slots: Leaf, start: int) -> None:
     """Copy all rows of `leaf` into `slots`, from row `start` on.
 
@@ -171,6 +185,15 @@ def usable(device: torch.device | str) -> torch.device:
             "'cuda', or None to leave batches where they are"
         ) from error
     return named
+
+
+def _joined(pieces: list[Any]) -> Leaf:
+    if isinstance(pieces[0], Tensor):
+        return torch.cat(pieces)
+    if isinstance(pieces[0], np.ndarray):
+        array: npt.NDArray[Any] = np.concatenate(pieces)
+        return array
+    return list(chain.from_iterable(pieces))
 
 
 def _place(leaf: Leaf, device: torch.device) -> Leaf:

@@ -204,11 +204,12 @@ class Selector:
 
     def _expect(self, batch: Batch, leaves: Leaves, rows: int) -> None:
         """Learn from the first batch how all are made, and refuse another make."""
+        first = self._rows is None or self._template is None
         if self._rows is None:
             self._rows = self._rows_of(rows)
         self._metrics.batch_size = self._rows.batch_size
         self._rows.check(leaves)
-        if self._template is None:
+        if first:
             self._set_structure(trees.emptied(batch, leaves))
 
     def _choose_all(self, *, rest: bool) -> None:
@@ -245,7 +246,7 @@ class Selector:
             "importances": chosen.importances,
         }
         if isinstance(self._rows, DecodedRows):
-            self._rows.push(leaves, chosen.indices, remembered, self._template, judged.samples)
+            self._rows.push(leaves, chosen.indices, remembered, judged.decoded)
             return
         assert self._rows is not None, "the first batch made it"
         # on a CPU no more rows were asked for than may be chosen

@@ -7,16 +7,22 @@ over the same samples. Both run one after another in each repeat; the ratio is t
 in CPU time of one thread, so that neighbours on a shared machine disturb it less.
 
 Tar shards hold JPEG pictures of 128 to 256 pixels a side, decoded by Pillow. Parquet shards hold
-bytes of 3 and 12 KB and vectors of 768 and 3,072 floats beside two narrow columns, in row
+bytes of 3, 12 and 48 KB and vectors of 768 and 3,072 floats beside two narrow columns, in row
 groups of 1,000 and 10,000; nothing is done with the bytes but to hand them over. The wide column
 is stored without compression and dictionary, as `ParquetSource` recommends for it, and once as
 Arrow does by default; the target holds for the former.
+
+Lines that begin with "loader" are the whole way: `SelectingLoader` chooses by a record that knows
+every loss, over a source that decodes everything and over one that defers. There pictures are
+scaled to 96 pixels a side, so that batches can be stacked, and candidates of tables come in
+batches of 1,024.
 
 Run: `python benchmarks/skip_decode.py`; with `--parquet-images FOLDER` the pictures are the
 `jpg` column of Parquet files.
 """
 
 import argparse
+import contextlib
 import io
 import random
 import statistics
@@ -25,6 +31,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -39,6 +46,7 @@ from torch import Tensor
 from adasel_connectors.parquet import ParquetSource
 from adasel_connectors.source import ShardSource
 from adasel_connectors.tar import TarSource
+from adasel_stream import Decoding, LossRecord, SelectingLoader
 
 _RATE = 0.1
 _BATCH = 256
@@ -155,31 +163,67 @@ def compare(title: str, name: str, make: Make, *, target: float | None, repeats:
     print(f"{title:57s} {rates[0]:9,.0f} {rates[1]:9,.0f} {ratio:6.1f}{beside}")
 
 
+def decode_thumbnail(part: bytes) -> Tensor:
+    """Decode a picture to a size that stacks, uint8, shape (96, 96, 3)."""
+    with Image.open(io.BytesIO(part)) as picture:
+        return torch.from_numpy(np.array(picture.convert("RGB").resize((96, 96))))
+
+
+def select(make: Make, column: str, *deferred: str) -> float:
+    """Select a tenth of a source by a record that knows all of it; return CPU seconds."""
+    record, random_losses = LossRecord(1 << 17, engine="numpy"), np.random.default_rng(0)
+    for batch in make(column):
+        record.update(batch["id"].numpy(), random_losses.random(len(batch["id"])))
+    with SelectingLoader(
+        make(*deferred),
+        record=record,
+        ids="id",
+        sampling_rate=_RATE,
+        batch_size=_BATCH // 4,
+        decode=Decoding(None, workers=0) if deferred else None,
+    ) as loader:
+        started_s = time.thread_time()
+        deque(loader, maxlen=0)
+        return time.thread_time() - started_s
+
+
+def compare_loaders(title: str, column: str, make: Make, *, target: float, repeats: int) -> None:
+    """Run loaders over both kinds of source in turn, and print medians and the ratio."""
+    with contextlib.redirect_stderr(io.StringIO()):  # the loader tells its cost each time
+        times = [(select(make, column), select(make, column, column)) for _ in range(repeats)]
+    ratio = statistics.median(a / b for a, b in times)
+    candidates = sum(len(batch["id"]) for batch in make(column))
+    rates = [candidates / statistics.median(each) for each in zip(*times, strict=True)]
+    print(f"{'loader, ' + title:57s} {rates[0]:9,.0f} {rates[1]:9,.0f} {ratio:6.1f}{target:7.0f}")
+
+
 def measure_tars(pictures: list[bytes], repeats: int) -> None:
     """Compare over tar shards of pictures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_tars(folder, pictures)
 
-        def source(*deferred: str) -> TarSource:
+        def source(*deferred: str, decode: Callable[[bytes], Tensor] = decode_jpeg) -> TarSource:
             return TarSource(
                 folder,
                 extensions=("jpg", "cls"),
                 deferred=deferred,
-                decoders={"jpg": decode_jpeg},
+                decoders={"jpg": decode},
                 batch_size=_BATCH,
             )
 
         size = sum(map(len, pictures)) / len(pictures)
         title = f"tar, {len(pictures):,} JPEG of {size / 1000:.1f} KB"
         compare(title, "jpg", source, target=_TAR_TARGET, repeats=repeats)
+        small = partial(source, decode=decode_thumbnail)
+        compare_loaders(title, "jpg", small, target=_TAR_TARGET, repeats=repeats)
 
 
 def wide_columns(rows: int) -> Iterator[tuple[str, Any]]:
     """Make wide columns that do not compress, like pictures and embeddings."""
     rng = np.random.default_rng(0)
-    for size in (3_000, 12_000):
-        sizes = rng.integers(size * 4 // 5, size * 6 // 5, rows)
+    for size, count in ((3_000, rows), (12_000, rows), (48_000, rows // 4)):
+        sizes = rng.integers(size * 4 // 5, size * 6 // 5, count)
         yield f"{size // 1000} KB of bytes", pa.array([rng.bytes(int(s)) for s in sizes])
     for width in (768, 3072):
         numbers = pa.array(rng.random(rows * width, dtype=np.float32))
@@ -189,7 +233,8 @@ def wide_columns(rows: int) -> Iterator[tuple[str, Any]]:
 def measure_tables(rows: int, repeats: int) -> None:
     """Compare over Parquet shards with one wide column."""
     for title, column in wide_columns(rows):
-        table = pa.table({"y": np.arange(rows) % 10, "z": np.arange(rows) / 7, "x": column})
+        number = np.arange(len(column))
+        table = pa.table({"y": number % 10, "z": number / 7, "x": column})
         for group in (1_000, 10_000):
             name = f"Parquet, {title}, groups of {group:,}"
             with tempfile.TemporaryDirectory() as folder:
@@ -203,10 +248,13 @@ def measure_tables(rows: int, repeats: int) -> None:
 def compare_table(title: str, path: Path, *, target: float | None, repeats: int) -> None:
     """Compare over one Parquet shard."""
 
-    def source(*deferred: str) -> ParquetSource:
-        return ParquetSource(path, deferred=deferred, batch_size=_BATCH)
+    def source(*deferred: str, batch_size: int = _BATCH) -> ParquetSource:
+        return ParquetSource(path, deferred=deferred, batch_size=batch_size)
 
     compare(title, "x", source, target=target, repeats=repeats)
+    if target is not None:
+        large = partial(source, batch_size=4 * _BATCH)
+        compare_loaders(title, "x", large, target=target, repeats=repeats)
 
 
 def main() -> None:
