@@ -23,7 +23,7 @@ class ByteCache(Generic[T]):
     """Values by key, made once however many threads ask; those used last stay.
 
     >>> cache = ByteCache[str](limit=10)
-    >>> [cache.get(key, lambda key=key: (key.upper(), 6)) for key in ("a", "b", "b")]
+    >>> [cache.get(1, key, lambda key=key: (key.upper(), 6)) for key in ("a", "b", "b")]
     ['A', 'B', 'B']
     >>> len(cache)
     1
@@ -32,7 +32,7 @@ class ByteCache(Generic[T]):
     def __init__(self, limit: int) -> None:
         """Keep up to `limit` bytes; a single larger value stays until the next one comes."""
         self.limit = limit
-        self._slots: OrderedDict[Hashable, _Slot[T]] = OrderedDict()
+        self._slots: OrderedDict[tuple[Hashable, Hashable], _Slot[T]] = OrderedDict()
         self._size = 0
         self._lock = Lock()
 
@@ -44,11 +44,12 @@ class ByteCache(Generic[T]):
         """Travel to a worker empty."""
         return ByteCache, (self.limit,)
 
-    def get(self, key: Hashable, make: Callable[[], tuple[T, int]]) -> T:
-        """Give a value; `make` gives it and its size in bytes where it is not there.
+    def get(self, owner: Hashable, name: Hashable, make: Callable[[], tuple[T, int]]) -> T:
+        """Give an owner's value; `make` gives it and its size in bytes where it is not there.
 
         Whatever `make` raises is raised, and the next call tries again.
         """
+        key = owner, name
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             self._slots.move_to_end(key)
@@ -59,7 +60,13 @@ class ByteCache(Generic[T]):
                 self._make_room(key, slot)
             return cast("T", slot.value)
 
-    def _make_room(self, key: Hashable, slot: _Slot[T]) -> None:
+    def forget(self, owner: Hashable) -> None:
+        """Drop all values of an owner."""
+        with self._lock:
+            for key in [key for key in self._slots if key[0] == owner]:
+                self._size -= self._slots.pop(key).size
+
+    def _make_room(self, key: tuple[Hashable, Hashable], slot: _Slot[T]) -> None:
         with self._lock:
             if self._slots.get(key) is slot:  # another thread may have pushed it out meanwhile
                 self._size += slot.size

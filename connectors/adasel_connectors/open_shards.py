@@ -36,6 +36,10 @@ class Rows(Protocol):
         """
         ...
 
+    def forget(self) -> None:
+        """Drop what is cached of it, which would keep the file open."""
+        ...
+
 
 @dataclass(slots=True)
 class _Slot:
@@ -43,6 +47,11 @@ class _Slot:
     stamp: Stamp | None = None
     rows: Rows | None = None
     damage: tuple[str, str] | None = None  # kind and reason; an exception would hold its frames
+
+    def forget(self) -> None:
+        if self.rows is not None:
+            self.rows.forget()
+        self.rows = self.damage = None
 
 
 class OpenShards:
@@ -81,7 +90,8 @@ class OpenShards:
                 return rows
             stamp = stamp_of(shard.path)
             if (rows is None and slot.damage is None) or stamp != slot.stamp:
-                slot.stamp, slot.rows, slot.damage = stamp, None, None
+                slot.forget()
+                slot.stamp = stamp
                 try:
                     slot.rows = open_(shard)
                 except DamageError as damage:
@@ -97,5 +107,7 @@ class OpenShards:
             slot = self._slots.setdefault(number, _Slot())
             self._slots.move_to_end(number)
             if len(self._slots) > _HELD_OPEN:
-                self._slots.popitem(last=False)
+                _, oldest = self._slots.popitem(last=False)
+                if oldest.rows is not None:
+                    oldest.rows.forget()
             return slot

@@ -88,7 +88,7 @@ class ParquetSource(ShardSource):
 
     kind: ClassVar[str] = "parquet"
     kinds_of_damage: ClassVar[tuple[str, ...]] = ("cut", "null", "ragged", "schema", "too_large")
-    kinds_of_fetch_damage: ClassVar[tuple[str, ...]] = ("null", "ragged", "schema", "too_large")
+    kinds_of_fetch_damage: ClassVar[tuple[str, ...]] = kinds_of_damage
     reference_width: ClassVar[int] = 2
 
     def __init__(

@@ -54,7 +54,7 @@ def _runs(
     """Yield a value and how often it comes, or an array and how many of it count."""
     if not 0 <= width <= _WIDEST:
         raise UnfamiliarError("numbers are wider than 32 bits")
-    if not width:
+    if not width and count:
         yield 0, count
         return
     at = 0

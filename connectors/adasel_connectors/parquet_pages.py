@@ -11,15 +11,14 @@ damage, it says `UnfamiliarError`; Arrow may then read it, or refuse it.
 """
 
 from bisect import bisect_right
-from collections.abc import Hashable
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeAlias
 from zlib import crc32
 
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 
-from adasel_connectors.byte_cache import ByteCache
 from adasel_connectors.damage import DamageError
 from adasel_connectors.parquet_file import arrow_errors
 from adasel_connectors.parquet_header import (
@@ -39,21 +38,16 @@ _PLAIN, _BY_DICTIONARY = 0, (2, 8)
 _MOST_VALUES, _MOST_BYTES = 1 << 24, 1 << 28  # of a page; what is larger is left to Arrow
 _HELD_BYTES = 300  # of the objects that remember where one page lies
 _INDEX_BYTES = 16  # a bound and an index
+_DICTIONARY = -1  # its number among the pages
+
+Cached: TypeAlias = Callable[[int, Callable[[], tuple[Page, int]]], Page]
+"""Gives the page of a number, which the function makes, with its size, where it is not known."""
 
 
 class ChunkPages:
     """The pages of one column in one row group."""
 
-    def __init__(
-        self,
-        view: memoryview,
-        chunk: Any,
-        leaf: Leaf,
-        *,
-        rows: int,
-        cache: ByteCache[Any],
-        key: Hashable,
-    ) -> None:
+    def __init__(self, view: memoryview, chunk: Any, leaf: Leaf, rows: int) -> None:
         """Find the pages by walking their headers.
 
         Args:
@@ -61,8 +55,6 @@ class ChunkPages:
             chunk: Arrow's metadata of the column in the row group.
             leaf: how the column is stored.
             rows: of the row group.
-            cache: of pages, shared with others.
-            key: of this chunk in the cache.
 
         Raises:
             UnfamiliarError: the pages are of another kind, or not what the metadata promise.
@@ -72,7 +64,6 @@ class ChunkPages:
         self._view = view
         self._codec = _CODECS[chunk.compression]
         self._leaf = leaf
-        self._cache, self._key = cache, key
         self._dictionary: tuple[PageHeader, int] | None = None
         self._pages: list[tuple[PageHeader, int]] = []
         offsets = (chunk.dictionary_page_offset, chunk.data_page_offset)
@@ -89,10 +80,14 @@ class ChunkPages:
         """Bytes of memory that are kept for it."""
         return _HELD_BYTES * len(self._pages)
 
-    def picked(self, rows: list[int]) -> list[bytes | DamageError | None]:
+    def picked(self, rows: list[int], cached: Cached) -> list[bytes | DamageError | None]:
         """Copy the values of rows of the row group; None for a null.
 
         A `DamageError` stands for one whose page has a wrong checksum or cannot be decompressed.
+
+        Args:
+            rows: numbers in the row group.
+            cached: gives pages that are known, and has others made.
 
         Raises:
             UnfamiliarError: a page is not what its header promises.
@@ -104,7 +99,7 @@ class ChunkPages:
             if not first <= row < stop:  # most rows are in the page of the one before
                 number = bisect_right(self._first_rows, row) - 1
                 first, stop = self._first_rows[number : number + 2]
-                page = self._page(number)
+                page = self._page(number, cached)
             values.append(page.value(row - first) if isinstance(page, Page) else page)
         return values
 
@@ -127,14 +122,13 @@ class ChunkPages:
         if found > values:
             raise UnfamiliarError("pages have more rows than their row group")
 
-    def _page(self, number: int) -> Page | DamageError:
+    def _page(self, number: int, cached: Cached) -> Page | DamageError:
         try:
-            page: Page = self._cache.get((self._key, number), partial(self._load, number))
+            return cached(number, partial(self._load, number, cached))
         except DamageError as damage:
             return damage
-        return page
 
-    def _load(self, number: int) -> tuple[Page, int]:
+    def _load(self, number: int, cached: Cached) -> tuple[Page, int]:
         header, start = self._pages[number]
         rows = header.values // self._leaf.values_per_row
         present, body = split_levels(self._body(header, start), self._leaf, header.values)
@@ -142,7 +136,7 @@ class ChunkPages:
             return plain(body, self._leaf, rows, present), self._size(header, rows)
         if header.encoding not in _BY_DICTIONARY or self._leaf.is_list:
             raise UnfamiliarError("a page of an unknown encoding")
-        dictionary: Page = self._cache.get((self._key, "dictionary"), self._load_dictionary)
+        dictionary = cached(_DICTIONARY, self._load_dictionary)
         return by_dictionary(body, dictionary, rows, present), _INDEX_BYTES * rows
 
     def _load_dictionary(self) -> tuple[Page, int]:

@@ -1,7 +1,7 @@
 """Read single rows of a Parquet shard's deferred columns."""
 
 from bisect import bisect_right
-from collections.abc import Generator, Hashable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import accumulate
@@ -22,7 +22,7 @@ from adasel_connectors.parquet_columns import (
 )
 from adasel_connectors.parquet_file import arrow_errors, rows_at_once
 from adasel_connectors.parquet_header import UnfamiliarError
-from adasel_connectors.parquet_page import find_leaf
+from adasel_connectors.parquet_page import Page, find_leaf
 from adasel_connectors.parquet_pages import ChunkPages
 from adasel_connectors.references import ID
 from adasel_connectors.shards import ShardFile
@@ -89,6 +89,11 @@ class ParquetRows:
         sized = (value for value in values if not isinstance(value, DamageError))
         return values, sum(v.nbytes if isinstance(v, Tensor) else len(v) for v in sized)
 
+    def forget(self) -> None:
+        """Drop the pages and columns that are cached of it."""
+        self._pages.forget(self.file.stamp)
+        self._whole.forget(self.file.stamp)
+
     def _of_group(self, name: str, group: int, rows: list[int]) -> list[Any]:
         if group == len(self._ends):
             return [DamageError("changed", "the shard has no such row")] * len(rows)
@@ -102,15 +107,20 @@ class ParquetRows:
 
     def _picked(self, name: str, group: int, rows: list[int]) -> list[Any]:
         """Pick values from their pages."""
-        key = (self.file.stamp, group, name)
-        pages: ChunkPages = self._pages.get(key, partial(self._find_pages, key, group, name))
-        return [self._converted(name, value) for value in pages.picked(rows)]
+        find = partial(self._find_pages, group, name)
+        pages: ChunkPages = self._pages.get(self.file.stamp, (group, name), find)
 
-    def _find_pages(self, key: Hashable, group: int, name: str) -> tuple[ChunkPages, int]:
+        def cached(number: int, make: Callable[[], tuple[Page, int]]) -> Page:
+            page: Page = self._pages.get(self.file.stamp, (group, name, number), make)
+            return page
+
+        return [self._converted(name, value) for value in pages.picked(rows, cached)]
+
+    def _find_pages(self, group: int, name: str) -> tuple[ChunkPages, int]:
         leaf = self._leaves[name]
         row_group = self._metadata.row_group(group)
-        chunk, rows = row_group.column(leaf.number), row_group.num_rows
-        pages = ChunkPages(self._view, chunk, leaf, rows=rows, cache=self._pages, key=key)
+        chunk = row_group.column(leaf.number)
+        pages = ChunkPages(self._view, chunk, leaf, row_group.num_rows)
         return pages, pages.size
 
     def _converted(self, name: str, value: bytes | DamageError | None) -> Any:
@@ -127,8 +137,8 @@ class ParquetRows:
 
     def _decoded(self, name: str, group: int, rows: list[int]) -> list[Any]:
         """Decode the row group's column, or take what was decoded before."""
-        key = (self.file.stamp, group, name)
-        arrays = self._whole.get(key, partial(self._all_of, name, group))
+        decode = partial(self._all_of, name, group)
+        arrays = self._whole.get(self.file.stamp, (group, name), decode)
         values: list[Any] = [None] * len(rows)
         start = 0
         for array in self._arrays(name, group) if arrays is None else arrays:

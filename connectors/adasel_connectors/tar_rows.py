@@ -39,6 +39,9 @@ class TarRows:
                 values.append(damage)
         return values, read
 
+    def forget(self) -> None:
+        """Do nothing: nothing is cached."""
+
     def _part(self, start: int, size: int) -> bytes:
         if size > self._member_bytes:
             raise DamageError("too_large", f"it has {size} bytes, more than max_member_bytes")
