@@ -99,7 +99,7 @@ def _revise_known(
             key = batch[firsts[start + place]]
             bucket = bucket_of(key, buckets)
             slot = find(keys, key, bucket)
-            prefetch(values, slot if slot != NONE else bucket * WAYS)
+            prefetch(values, max(slot, 0))
             slots[place] = slot
         for place in range(stop):
             first = firsts[start + place]
@@ -151,6 +151,32 @@ def _insert(
     return count, evictions
 
 
+@inlined
+def _insert_new(new: Any, homes: Any, now: Any, keys: Any, values: Any, evicted: Any) -> Any:
+    """Insert keys that the table does not hold, one bucket after the other.
+
+    Returns:
+        The numbers of keys placed, and of those that took the place of another.
+    """
+    leaders, others = link_equal(homes)
+    order = np.empty(WAYS, np.int32)
+    placed, evictions = 0, 0
+    for start in range(0, len(leaders), BLOCK):
+        block = leaders[start : start + BLOCK]
+        for leader in block:
+            slot = np.int64(homes[leader]) * WAYS
+            prefetch(keys, slot)
+            prefetch(values, slot)
+            prefetch(values, slot + WAYS // 2)
+        for leader in block:
+            came = min(_newest_first(leader, others, new, order), WAYS)
+            bucket = np.int64(homes[leader])
+            done = _insert(order, came, bucket, new, now, keys, values, evicted)
+            placed += done[0]
+            evictions += done[1]
+    return placed, evictions
+
+
 def update(
     ids: Any, losses: Any, now: Any, ticks: Any, versions: Any, decay: Any,
     salt: Any, keys: Any, values: Any, evicted: Any,
@@ -167,14 +193,5 @@ def update(
     unknown = _revise_known(
         firsts, links, batch, rows, losses, ticks, versions, decay, keys, values, new, homes
     )
-    placed, evictions = 0, 0
-    if unknown:
-        leaders, others = link_equal(homes[:unknown])
-        order = np.empty(WAYS, np.int32)
-        for leader in leaders:
-            came = min(_newest_first(leader, others, new, order), WAYS)
-            bucket = np.int64(homes[leader])
-            done = _insert(order, came, bucket, new, now, keys, values, evicted)
-            placed += done[0]
-            evictions += done[1]
+    placed, evictions = _insert_new(new, homes[:unknown], now, keys, values, evicted)
     return len(ids) - count, evictions, unknown - placed, placed - evictions
