@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from adasel_stream.inspection.bars import showing
 from adasel_stream.inspection.instances import ORDERS, extremes, find
 from adasel_stream.inspection.listing import listing, lookups
 from adasel_stream.inspection.numbers import numbers
-from adasel_stream.inspection.opening import check_folder, telling
+from adasel_stream.inspection.opening import check_record, telling
 from adasel_stream.inspection.overview import overview
 from adasel_stream.inspection.soundness import advice, check_files
 from adasel_stream.inspection.survey import survey
@@ -124,10 +124,10 @@ def _inspect(chosen: argparse.Namespace) -> int:
 
 
 def _top(chosen: argparse.Namespace) -> int:
-    wanted = {str(id_): id_ for id_ in chosen.id}
-    wanted |= dict(zip(chosen.name, instance_ids(chosen.name).tolist(), strict=True))
+    wanted = [(str(id_), id_) for id_ in chosen.id]
+    wanted += zip(chosen.name, instance_ids(chosen.name).tolist(), strict=True)
     if wanted:
-        found = find(chosen.path, np.array(list(wanted.values()), np.int64))
+        found = find(chosen.path, np.array([id_ for _, id_ in wanted], np.int64))
         _print("\n".join(lookups(wanted, found)))
         return 0
     with showing("reading") as progress:
@@ -139,8 +139,8 @@ def _top(chosen: argparse.Namespace) -> int:
 
 
 def _export(chosen: argparse.Namespace) -> int:
-    check_folder(chosen.path)
     with telling(chosen.path), _refusing(), showing("exporting") as progress:
+        check_record(chosen.path)
         try:
             rows = export_rows(chosen.path, chosen.out, progress)
         except OSError as error:
@@ -172,15 +172,15 @@ def _verify(chosen: argparse.Namespace) -> int:
         _print(f"damaged  {name}: {file.reason}" if file.reason else f"sound    {name}")
     damaged = [file for file in files if file.reason]
     if not damaged:
-        _print(f"all {len(files):,} files are sound")
+        _print(f"sound: all {len(files):,} files")
         return 0
-    _print("\n".join([f"{len(damaged):,} of {len(files):,} files are damaged", *advice(damaged)]))
+    _print("\n".join([f"damaged: {len(damaged):,} of {len(files):,} files", *advice(damaged)]))
     return 1
 
 
 def _compact(chosen: argparse.Namespace) -> int:
-    check_folder(chosen.path)
     with telling(chosen.path), showing("compacting") as progress:
+        check_record(chosen.path)
         done = compact(chosen.path, progress)
     before, after = size_words(done.bytes_before), size_words(done.bytes_after)
     if done.rows_before == done.rows_after:
@@ -191,7 +191,7 @@ def _compact(chosen: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
+def _refusing() -> Generator[None, None, None]:
     """Tell of a wrong argument as the parser does."""
     try:
         yield
@@ -200,17 +200,24 @@ def _refusing() -> Iterator[None]:
 
 
 def _int64(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if not -(2**63) <= number < 2**63:
         raise argparse.ArgumentTypeError(f"expected an integer of 64 bits, got {text}")
     return number
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _whole(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
     return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from error
 
 
 def _print(text: str) -> None:

@@ -19,7 +19,7 @@ __all__ = ["INSTANCE", "ORDERS", "Order", "extremes", "find"]
 INSTANCE: Final = np.dtype(
     [
         *(("id", "i8"), ("loss", "f4"), ("ema", "f4")),
-        ("age", "i8"),
+        ("age_s", "i8"),
         ("count", "u2"),
         ("version", "u2"),
     ]
@@ -28,9 +28,12 @@ INSTANCE: Final = np.dtype(
 the record was saved, recorded losses and model version."""
 
 Order: TypeAlias = Literal["loss", "ema", "age", "count"]
-"""Field of `INSTANCE` by which instances are put in order."""
+"""What puts instances in order."""
 
 ORDERS: Final[tuple[Order, ...]] = get_args(Order)
+"""All of them."""
+
+_FIELDS: Final = {"loss": "loss", "ema": "ema", "age": "age_s", "count": "count"}
 
 
 def extremes(
@@ -42,7 +45,7 @@ def extremes(
 
     Args:
         path: the record's folder; it may be in use.
-        order: field to go by.
+        order: what to go by.
         most: number of instances, at least 1.
         lowest: begin with the lowest instead of the highest.
         progress: told of rows read.
@@ -102,14 +105,14 @@ def _instances(group: Entries, manifest: Manifest) -> npt.NDArray[Any]:
     instances["count"] = group.values["count"]
     instances["version"] = group.values["version"]
     ages_s = last_tick(manifest) - group.values["tick"].astype(np.int64)
-    instances["age"] = np.maximum(ages_s, 0)
+    instances["age_s"] = np.maximum(ages_s, 0)
     return instances
 
 
 def _first(
     instances: npt.NDArray[Any], order: Order, most: int, *, lowest: bool
 ) -> npt.NDArray[Any]:
-    ranks = instances[order].astype(np.float64)
+    ranks = instances[_FIELDS[order]].astype(np.float64)
     if not lowest:
         ranks = -ranks
     if len(ranks) > most:

@@ -7,9 +7,8 @@ import numpy as np
 
 from adasel_stream.inspection.histograms import cells, loss_bounds
 from adasel_stream.inspection.opening import last_tick
-from adasel_stream.inspection.overview import SHARES
 from adasel_stream.inspection.sketch import Sketch
-from adasel_stream.inspection.survey import Survey
+from adasel_stream.inspection.survey import SHARES, Survey
 from adasel_stream.record.evicted import EVICTED_AGE_BOUNDS_S, read_ages
 
 __all__ = ["numbers"]

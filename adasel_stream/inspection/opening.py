@@ -2,17 +2,27 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Generator
 from pathlib import Path
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record.snapshots.columns import DamagedSnapshotError
+from adasel_stream.record.snapshots.layout import MANIFEST_NAME, world_size_of
 from adasel_stream.record.snapshots.manifest import Manifest
 from adasel_stream.record.snapshots.reading import Snapshot
 from adasel_stream.record.snapshots.upkeep import folders_of
 from adasel_stream.record.ticks import Ticks
 
-__all__ = ["check_folder", "last_tick", "opened", "rows_of", "telling"]
+__all__ = [
+    "check_folder",
+    "check_record",
+    "last_tick",
+    "lost_manifests",
+    "opened",
+    "rows_of",
+    "telling",
+]
 
 
 def check_folder(path: Path) -> None:
@@ -32,26 +42,44 @@ def check_folder(path: Path) -> None:
         raise RecordError(f"cannot look into {str(path)!r}: {error.strerror}") from error
 
 
+def lost_manifests(path: Path) -> list[Path]:
+    """Return where manifests should be: a rank writes its first before any other file."""
+    folders = [path / name for name in os.listdir(path) if world_size_of(path / name)]
+    manifests = [folder / MANIFEST_NAME for folder in folders if any(folder.glob("*.parquet"))]
+    return [manifest for manifest in manifests if not manifest.exists()]
+
+
+def check_record(path: Path) -> None:
+    """Refuse a folder that `check_folder` refuses, or that has lost a manifest.
+
+    Raises:
+        RecordError: if it is no folder or damaged.
+    """
+    check_folder(path)
+    for manifest in lost_manifests(path):
+        raise DamagedSnapshotError(f"{str(manifest)!r} is damaged: it is missing")
+
+
 @contextlib.contextmanager
-def telling(path: Path) -> Iterator[None]:
+def telling(path: Path) -> Generator[None, None, None]:
     """Add to what is said of damage how to learn more."""
     try:
         yield
     except DamagedSnapshotError as error:
         raise RecordError(
-            f"{error}. To check every file: adasel-stream record verify {str(path)!r}"
+            f"{error}. To check every file: adasel-stream record verify {shlex.quote(str(path))}"
         ) from error
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[list[Snapshot]]:
+def opened(path: Path) -> Generator[list[Snapshot], None, None]:
     """Hold the current snapshots of all ranks open; their owners may go on.
 
     Raises:
         RecordError: if there is no record, it is damaged, or a newer release wrote it.
     """
-    check_folder(path)
     with telling(path), contextlib.ExitStack() as stack:
+        check_record(path)
         yield [stack.enter_context(Snapshot(folder)) for folder in folders_of(path)]
 
 

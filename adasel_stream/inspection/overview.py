@@ -8,7 +8,7 @@ import numpy as np
 
 from adasel_stream.inspection.histograms import age_lines, loss_bounds, loss_lines
 from adasel_stream.inspection.opening import last_tick
-from adasel_stream.inspection.survey import Survey
+from adasel_stream.inspection.survey import SHARES, Survey
 from adasel_stream.inspection.wording import (
     age_words,
     aligned,
@@ -18,10 +18,7 @@ from adasel_stream.inspection.wording import (
     size_words,
 )
 
-__all__ = ["SHARES", "overview"]
-
-SHARES: Final = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
-"""Shares of instances whose quantiles are told."""
+__all__ = ["overview"]
 
 _MOST: Final = 8
 _FILES: Final = 24

@@ -1,7 +1,7 @@
 """A bar on a terminal that is gone when the work is done."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +19,7 @@ __all__ = ["rich_bar"]
 
 
 @contextlib.contextmanager
-def rich_bar(what: str, console: Console | None = None) -> Iterator[upkeep.Progress]:
+def rich_bar(what: str, console: Console | None = None) -> Generator[upkeep.Progress, None, None]:
     """Draw a bar for as long as work takes.
 
     Args:

@@ -1,25 +1,24 @@
 """Every file of a record, sound or not, and what damage means to its trainers."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from adasel_stream.errors import RecordError
-from adasel_stream.inspection.opening import check_folder
+from adasel_stream.inspection.opening import check_folder, lost_manifests
 from adasel_stream.record.snapshots.files import read_manifest
-from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders, world_size_of
+from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders
 from adasel_stream.record.snapshots.upkeep import Progress, unheard, verify
 
 __all__ = ["Checked", "advice", "check_files"]
 
 _ADVICE: Final = {
-    MANIFEST_NAME: "no trainer opens a record with a damaged manifest: put it back from a copy.",
-    "base": "no trainer opens a record with a damaged base: put it back from a copy, or pass "
+    MANIFEST_NAME: "No trainer opens a record with a damaged manifest: put it back from a copy.",
+    "base": "No trainer opens a record with a damaged base: put it back from a copy, or pass "
     "salvage=True to LossRecord.open to go on with what can be read of it.",
-    "delta": "a trainer opens the record without a damaged delta and those after it; what they "
+    "delta": "A trainer opens the record without a damaged delta and those after it; what they "
     "held is unknown then. To keep it, put the file back from a copy first.",
-    "pending": "a trainer opens the record without the predictions that wait for labels.",
+    "pending": "A trainer opens the record without the predictions that wait for labels.",
 }
 
 
@@ -43,7 +42,7 @@ def check_files(path: Path, progress: Progress = unheard) -> list[Checked]:
         RecordError: if there is no record, or a newer release wrote it.
     """
     check_folder(path)
-    lost = _lost_manifests(path)
+    lost = lost_manifests(path)
     damaged = {file: "it is missing" for file in lost}
     before = _named(path)
     if before or not lost:
@@ -71,16 +70,3 @@ def _named(path: Path) -> set[Path]:
             continue  # whether it matters is for `verify` to say
         named |= {folder / file.name for file in manifest.files}
     return named
-
-
-def _lost_manifests(path: Path) -> list[Path]:
-    """Return where a manifest should be: a rank writes one before any other file."""
-    return [
-        path / name / MANIFEST_NAME
-        for name in os.listdir(path)
-        if world_size_of(path / name) and _has_lost_manifest(path / name)
-    ]
-
-
-def _has_lost_manifest(folder: Path) -> bool:
-    return not (folder / MANIFEST_NAME).exists() and any(folder.glob("*.parquet"))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,12 @@ from adasel_stream.record.evicted import EVICTED_CELLS, count_ages
 from adasel_stream.record.snapshots.manifest import Cursors, Manifest
 from adasel_stream.record.snapshots.reading import merged
 from adasel_stream.record.snapshots.upkeep import Progress, unheard
+from adasel_stream.record.state import read_field, read_numbers
 
-__all__ = ["Survey", "survey"]
+__all__ = ["SHARES", "Survey", "survey"]
+
+SHARES: Final = (0.0, 0.01, 0.1, 0.5, 0.9, 0.99, 1.0)
+"""Shares of instances whose quantiles are told."""
 
 _KEY_BYTES: Final = 8
 _VERSIONS: Final = 2**16
@@ -71,8 +75,8 @@ class Survey:
     def counters(self) -> dict[str, int]:
         """What became of rows since the beginning, see `LossRecord.counts`; all ranks added up."""
         added: dict[str, int] = {}
-        for _, manifest in self.manifests:
-            for name, count in manifest.position.get("counts", {}).items():
+        for position in self._positions:
+            for name, count in read_field(position, "counts", dict).items():
                 added[name] = added.get(name, 0) + int(count)
         return added
 
@@ -80,8 +84,8 @@ class Survey:
     def evicted(self) -> npt.NDArray[np.int64]:
         """Ages at which losses made room, as `read_ages` reads them; all ranks added up."""
         cells = np.zeros(EVICTED_CELLS, np.int64)
-        for _, manifest in self.manifests:
-            cells += np.array(manifest.position.get("evicted_ages", 0), np.int64)
+        for position in self._positions:
+            cells += np.array(read_numbers(position, "evicted_ages", EVICTED_CELLS), np.int64)
         return cells
 
     @property
@@ -99,6 +103,11 @@ class Survey:
         files = [manifest.pending for _, manifest in self.manifests]
         rows = [file.rows for file in files if file is not None]
         return sum(rows) if rows else None
+
+    @property
+    def _positions(self) -> list[dict[str, Any]]:
+        """What ranks say of themselves; one that was never saved says nothing."""
+        return [manifest.position for _, manifest in self.manifests if manifest.generation]
 
     def add(self, group: Entries, now: int) -> None:
         """Count a group of distinct ids of a record whose time is `now`."""
