@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from adasel_stream.serving import LossFeed, LossWriter
+from adasel_stream.record import LossRecord
+from adasel_stream.record.pending import PendingLabels
+from adasel_stream.serving import LossFeed, LossWriter, ServedRecord, inbox
 from adasel_stream.serving.inbox import Inbox
+from adasel_stream.serving.listing import Listing, list_folder
 from adasel_stream.serving.names import segment_name, temporary_name
 from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, write_segment
 from tests.served_records import CountingRecord, listed
@@ -55,7 +58,7 @@ def put(folder: Path, writer: str, sequence: int, *ids: int, **fields: Any) -> P
     return folder / segment_name(writer, sequence)
 
 
-def drain(feed: LossFeed, record: CountingRecord, clock: Clock, max_rows: int = 16_384) -> int:
+def drain(feed: LossFeed, record: ServedRecord, clock: Clock, max_rows: int = 16_384) -> int:
     """Poll until nothing is left, and return the rows taken."""
     taken = 0
     for _ in range(10_000):
@@ -105,6 +108,30 @@ def test_predictions_without_a_place_are_ignored_and_counted(
     assert feed.counts["rows_applied"] == 1
     assert feed.counts["rows_ignored"] == 2
     assert listed(tmp_path, ".seg") == []
+
+
+def test_a_loss_record_takes_losses_predictions_versions_and_ages(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """What servers write is found in the record that trainers use, and labels join predictions."""
+    time = Clock()
+    pending = PendingLabels(100, lambda p, y: np.abs(p - y), ttl_s=60)
+    record = LossRecord(100, max_age_s=20, pending=pending, engine="numpy", clock=time)
+    time.now_s = NOW_S
+    feed = LossFeed(tmp_path, clock=clock, wall_clock=time)
+    for number, name in enumerate(["fresh", "old", "stale"]):
+        time.now_s = NOW_S - 15 * number
+        with LossWriter(tmp_path, version=65_530 + number, clock=time) as writer:
+            writer.write([name], np.array([0.5 + number]))
+            writer.write_predictions([f"waiting {name}"], np.array([0.25]))
+    time.now_s = NOW_S
+    assert drain(feed, record, clock) == 6
+    known = record.lookup(["fresh", "old", "stale"])
+    assert known.losses.tolist() == [0.5, 1.5, 0.0]
+    assert known.age_s.tolist() == [0.0, 15.0, math.inf]
+    assert sorted(record.items().versions.tolist()) == [65_530, 65_531, 65_532]
+    assert record.join(["waiting fresh", "waiting other"], np.ones(2)).tolist() == [True, False]
+    assert record.lookup(["waiting fresh"]).losses.tolist() == [0.75]
 
 
 def test_no_poll_takes_more_than_it_may(tmp_path: Path, feed: LossFeed, clock: Clock) -> None:
@@ -267,11 +294,11 @@ def test_a_listing_that_misses_a_file_loses_none(
     tmp_path: Path, feed: LossFeed, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later segment that shows before an earlier one does not make that one missing."""
-    list_once = Inbox._list
+    list_once = list_folder
     hidden = {segment_name(A, 0), segment_name(A, 3)}
 
-    def list_some(inbox: Inbox) -> Any:
-        listing = list_once(inbox)
+    def list_some(folder: Path) -> Listing:
+        listing = list_once(folder)
         for name in hidden:
             listing.segments[A].remove(int(name.split(".")[1]))
         hidden.clear()
@@ -281,7 +308,7 @@ def test_a_listing_that_misses_a_file_loses_none(
 
     for number in range(5):
         put(tmp_path, A, number, number)
-    monkeypatch.setattr(Inbox, "_list", list_some)
+    monkeypatch.setattr(inbox, "list_folder", list_some)
     record = CountingRecord()
     feed.poll(record)
     assert list(record.applied) == [0, 1, 2, 3, 4]

@@ -142,6 +142,34 @@ def test_segments_that_nobody_drains_give_way(tmp_path: Path) -> None:
         assert writer.counts["segments_published"] == 10
 
 
+def test_a_server_that_starts_again_and_again_does_not_fill_the_disk(tmp_path: Path) -> None:
+    """What dead writers left gives way to a new one's segments, the oldest first."""
+    ended = [LossWriter(tmp_path) for _ in range(4)]
+    for number, writer in enumerate(ended):
+        writer.write(np.array([number]), losses(1))
+        writer.publish()
+        os.utime(tmp_path / segment_of(tmp_path, number), (number, number))
+    alive, *dead = ended
+    for writer in dead:
+        writer.close()
+    with LossWriter(tmp_path, segment_rows=8, max_bytes=3 * 16_384) as newest:
+        for number in range(4, 6):
+            newest.write(np.array([number]), losses(1))
+            newest.publish()
+        assert sorted(published(tmp_path)["id"].tolist()) == [0, 3, 4, 5]
+        assert newest.counts["rows_dropped"] == 2
+    alive.close()
+
+
+def segment_of(folder: Path, id_: int) -> str:
+    """Find the segment that holds an id first."""
+    for name in listed(folder, ".seg"):
+        writer, sequence = writer_and_sequence(name) or ("", 0)
+        if read_segment(folder, writer, sequence)["id"][0] == id_:
+            return name
+    raise AssertionError(f"no segment of {id_}")
+
+
 def test_drained_segments_count_no_more(tmp_path: Path) -> None:
     """Segments that a trainer removed are not counted as dropped, however many there were."""
     with LossWriter(tmp_path, segment_rows=8, max_bytes=2 * 16_384) as writer:

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 
 from adasel_stream.serving.backlog import Backlog, Loaded
-from adasel_stream.serving.inbox import Inbox, Listing
+from adasel_stream.serving.inbox import Inbox
+from adasel_stream.serving.listing import Listing, remove_remains
 from adasel_stream.serving.refusals import Refusals
 from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, Rows
 from adasel_stream.serving.served import Accepting, Cursor, ServedRecord
@@ -170,7 +171,7 @@ class LossFeed:
             self._finished = self._removable(listing, record)
             self._forget_writers(listing, record)
             if begin_s >= self._tidy_at_s:
-                self._inbox.tidy(listing)
+                remove_remains(self._folder, listing)
                 self._tidy_at_s = begin_s + _TIDY_EVERY_S
         end_s = self._clock()
         self._list_at_s = end_s + max(self._poll_every_s, (end_s - begin_s) / _LISTING_SHARE)

@@ -44,6 +44,7 @@ __all__ = [
     "NewerSegmentError",
     "Rows",
     "read_segment",
+    "rows_in",
     "segment_bytes",
     "write_segment",
 ]
@@ -93,6 +94,15 @@ def segment_bytes(rows: int) -> int:
     1572916
     """
     return _FRAME_BYTES + rows * ROW.itemsize
+
+
+def rows_in(size: int) -> int:
+    """Return how many rows a sound segment of so many bytes has, at least 0.
+
+    >>> rows_in(segment_bytes(3)), rows_in(0)
+    (3, 0)
+    """
+    return max(0, size - _FRAME_BYTES) // ROW.itemsize
 
 
 def write_segment(folder: Path, writer: str, sequence: int, rows: memoryview) -> None:

@@ -46,9 +46,9 @@ class LossWriter:
         segment_rows: rows after which a segment is published at once, in [1, 2**20]. Four
             buffers of so many rows, 24 bytes each, are taken here.
         publish_every_s: seconds after which rows are published anyway, positive.
-        max_bytes: most that published segments of this writer take on disk while no trainer
-            drains them; then the oldest are removed and their rows counted as dropped. At least
-            one segment; a small one counts as 16 KiB.
+        max_bytes: most that published segments of this writer, and those that dead writers left,
+            take on disk while no trainer drains them; then the oldest are removed and their rows
+            counted as dropped. At least one segment; a small one counts as 16 KiB.
         clock: returns the unix time in seconds.
 
     Attributes:
