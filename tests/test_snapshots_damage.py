@@ -26,7 +26,14 @@ from adasel_stream.record.snapshots.columns import (
 )
 from adasel_stream.record.snapshots.files import checked_rows
 from adasel_stream.record.snapshots.manifest import FORMAT_VERSION, FileEntry
-from tests.kept_records import content, damage, files_of, kept, learn, rank_folder
+from tests.kept_records import (
+    content,
+    damage,
+    files_of,
+    kept,
+    learn,
+    rank_folder,
+)
 from tests.record_model import Clock
 
 ROWS = 60

@@ -15,7 +15,14 @@ import pytest
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
-from tests.kept_records import content, files_of, kept, learn, rank_folder, saved_content
+from tests.kept_records import (
+    content,
+    files_of,
+    kept,
+    learn,
+    rank_folder,
+    saved_content,
+)
 from tests.record_model import Clock, floats, ints
 
 OWNER = """

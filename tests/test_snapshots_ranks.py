@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from adasel_stream.record import LossRecord
 from adasel_stream.record.snapshots.columns import SHARDS, shards_of
 from adasel_stream.record.snapshots.layout import shard_range
-from tests.kept_records import Content, content, kept, learn, rank_folder
+from tests.kept_records import (
+    Content,
+    content,
+    kept,
+    learn,
+    rank_folder,
+)
 from tests.record_model import Clock, floats, ints
 
 

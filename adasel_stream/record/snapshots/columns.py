@@ -9,7 +9,7 @@ page has a checksum.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO, Final, cast
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -78,12 +78,29 @@ def sorted_groups(entries: Entries) -> Iterator[Entries]:
     >>> [group.keys.tolist() for group in sorted_groups(rows)]
     [[1, 3]]
     """
-    order = np.argsort(entries.keys)
+    order = _order(entries.keys)
     # numpy moves 16-byte numbers faster than structures of 16 bytes
     values = entries.values.view(np.complex128)
     for start in range(0, len(order), GROUP_ROWS):
         rows = order[start : start + GROUP_ROWS]
         yield Entries(entries.keys.take(rows), values.take(rows).view(VALUE))
+
+
+def _order(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Return an order of distinct keys, shape (n,), int64."""
+    # the row number takes the lowest bits: sorting words is three times as fast as an argsort
+    row_mask = np.uint64((1 << max(0, len(keys) - 1).bit_length()) - 1)
+    packed = keys & ~row_mask
+    packed |= np.arange(len(keys), dtype=np.uint64)
+    packed.sort()
+    alike = np.zeros(len(keys) + 1, np.bool_)
+    np.equal(packed[1:] & ~row_mask, packed[:-1] & ~row_mask, out=alike[1:-1])
+    packed &= row_mask
+    order = packed.view(np.int64)
+    # a handful of keys in millions differ only in the bits that the row number took
+    few = (alike[1:] | alike[:-1]).nonzero()[0]
+    order[few] = order[few][np.argsort(keys[order[few]])]
+    return order
 
 
 def encode_groups(groups: Iterable[Entries], seed: int) -> Iterator[bytes]:
@@ -111,8 +128,14 @@ def encode_groups(groups: Iterable[Entries], seed: int) -> Iterator[bytes]:
     for group in groups:
         columns = {name: np.ascontiguousarray(group.values[name]) for name in VALUE.names or ()}
         columns |= {"key": group.keys, "id": ids_of_keys(group.keys, seed)}
-        table = pa.table([columns[name] for name in _SCHEMA.names], schema=_SCHEMA)
-        writer.write_table(table, row_group_size=GROUP_ROWS)
+        # not pa.array, which would import pandas where it is installed, at the first snapshot
+        arrays = [
+            pa.Array.from_buffers(
+                field.type, len(group.keys), [None, pa.py_buffer(columns[field.name])]
+            )
+            for field in _SCHEMA
+        ]
+        writer.write_table(pa.table(arrays, schema=_SCHEMA), row_group_size=GROUP_ROWS)
         yield from pieces.take()
     writer.close()
     yield from pieces.take()
@@ -200,15 +223,15 @@ class RowsFile:
             return int(keys.column(0)[0].as_py()) >> int(_SHARD_SHIFT)
 
     def _read(self, group: int, last_key: int) -> Entries:
+        rows = self._sizes[group]
         with self._arrow_errors():
             table = self._file.read_row_group(group, columns=_READ, use_threads=False)
-        rows = self._sizes[group]
-        values = np.empty(rows, VALUE)
-        if len(table) != rows:
-            raise self._damaged(f"a row group has {len(table)} rows, expected {rows}")
-        for name in VALUE.names or ():
-            values[name] = table.column(name).to_numpy()
-        keys = cast("npt.NDArray[np.uint64]", table.column("key").to_numpy())
+            if len(table) != rows:
+                raise self._damaged(f"a row group has {len(table)} rows, expected {rows}")
+            keys = _numbers(table.column("key"), np.dtype(np.uint64))
+            values = np.empty(rows, VALUE)
+            for name in VALUE.names or ():
+                values[name] = _numbers(table.column(name), VALUE[name])
         for holds, what in (
             (int(keys[0]) > last_key and (keys[1:] > keys[:-1]).all(), "its keys are not in order"),
             ((values["tick"] > 0).all(), "a row has tick 0"),
@@ -231,6 +254,16 @@ class RowsFile:
 
     def _damaged(self, reason: str) -> DamagedSnapshotError:
         return DamagedSnapshotError(f"{self._name} is damaged: {reason}")
+
+
+def _numbers(column: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """View a column without nulls; `to_numpy` would import pandas where it is installed."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], dtype, len(chunk), chunk.offset * dtype.itemsize)
+        for chunk in column.chunks
+        if len(chunk)
+    ]
+    return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
 
 def _within(entries: Entries, shards: range) -> Entries:
