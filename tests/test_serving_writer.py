@@ -113,6 +113,7 @@ def test_wrong_arguments_are_named(writer: LossWriter) -> None:
         ({"segment_rows": 0}, "segment_rows must be in"),
         ({"segment_rows": 2**21}, "segment_rows must be in"),
         ({"publish_every_s": 0.0}, "publish_every_s must be a positive"),
+        ({"publish_every_s": 1e300}, "publish_every_s must be a positive"),
         ({"max_bytes": 1_000_000}, "max_bytes must be at least 1572916"),
     ],
 )
@@ -311,6 +312,7 @@ def test_rows_after_the_end_are_dropped_and_counted(tmp_path: Path) -> None:
     writer.write(np.arange(2), losses(2))
     writer.close()
     writer.write(np.arange(3), losses(3))
+    assert writer.publish()
     writer.close()
     assert writer.counts["rows_dropped"] == 3
     assert len(published(tmp_path)) == 2

@@ -43,7 +43,7 @@ class Publisher:
         if self._thread is not None:
             return
         with self.buffers.changed:
-            if self._thread is not None:
+            if self._thread is not None or self._closing:
                 return
             self._thread = thread = threading.Thread(target=self._run, name="publish", daemon=True)
         try:
@@ -54,13 +54,15 @@ class Publisher:
 
     def flush(self, timeout_s: float) -> bool:
         """Publish all that was put so far, and say whether that succeeded in time."""
-        if self._thread is not None:
-            changed = self.buffers.changed
-            with changed:
+        changed = self.buffers.changed
+        with changed:
+            if self._thread is not None and not self._closing:
                 self._asked += 1
                 asked = self._asked
                 changed.notify_all()
-                changed.wait_for(lambda: self._answered >= asked, timeout_s)
+                return changed.wait_for(lambda: self._answered >= asked, timeout_s) and (
+                    not self._refused
+                )
         return self.buffers.rows_waiting == 0
 
     def close(self, timeout_s: float) -> None:

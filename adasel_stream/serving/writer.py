@@ -1,8 +1,8 @@
 """What a serving process needs: losses in, never waiting for a disk."""
 
 import atexit
-import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from operator import index
@@ -78,7 +78,7 @@ class LossWriter:
     ) -> None:
         if not 1 <= index(segment_rows) <= MAX_ROWS:
             raise ValueError(f"segment_rows must be in [1, {MAX_ROWS}], got {segment_rows}")
-        if not 0 < publish_every_s < math.inf:
+        if not 0 < publish_every_s <= threading.TIMEOUT_MAX:
             raise ValueError(
                 f"publish_every_s must be a positive number of seconds, got {publish_every_s}"
             )
