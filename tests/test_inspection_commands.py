@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from adasel_stream.cli import main
 from adasel_stream.keys import instance_ids
+from adasel_stream.record import PendingLabels
 from adasel_stream.record.snapshots import manifest as manifests
 from adasel_stream.record.snapshots.files import read_manifest
 from tests.demo_command import Ended, run_here
@@ -147,6 +149,57 @@ def test_import_says_that_ranks_share_anew(tmp_path: Path, run: Run) -> None:
     assert "holds 201 instances in 1,600 slots" in told.out
     assert "shared by 2 ranks" in told.out
     assert "201 in 1,600 slots" in run("inspect", path).out
+
+
+def test_import_keeps_predictions_that_wait(tmp_path: Path, run: Run) -> None:
+    """Labels that come after an import still meet their predictions."""
+    path, table = tmp_path / "record", tmp_path / "new.csv"
+    table.write_text("id,loss\n5000,2.5\n")
+
+    def labels() -> PendingLabels:
+        return PendingLabels(800, lambda predictions, labels: predictions - labels, ttl_s=None)
+
+    with kept(path, pending=labels()) as record:
+        record.expect(np.arange(300), np.full(300, 4.0))
+        record.save()
+    assert "300 predictions wait for their labels" in run("inspect", path).out
+    assert run("import", path, "--from", table).code == 0
+    assert "300 predictions wait for their labels" in run("inspect", path).out
+    assert run("verify", path).code == 0
+    with kept(path, pending=labels()) as record:
+        assert record.join(np.arange(301), np.ones(301)).tolist() == [True] * 300 + [False]
+        assert record.lookup(np.array([0, 5000])).losses.tolist() == [3.0, 2.5]
+        assert record.pending is not None
+        assert record.pending.counts["expected"] == 300
+
+
+@pytest.mark.parametrize("clock", [Clock(), time.time])
+def test_import_leaves_ages_as_they_are(
+    tmp_path: Path, run: Run, clock: Callable[[], float]
+) -> None:
+    """A record whose clock counts steps is not made older by the time of the day."""
+    path, table = tmp_path / "record", tmp_path / "new.csv"
+    table.write_text("id,loss,age_s\n5000,2.5,30\n")
+    with kept(path, clock=clock) as record:
+        record.update(np.arange(3), np.ones(3))
+        record.save()
+    assert run("import", path, "--from", table).code == 0
+    with kept(path, clock=clock) as record:
+        record.update(np.array([9]), np.ones(1))
+        ages_s = record.lookup(np.array([0, 1, 2, 9])).age_s
+    assert (ages_s < 600).all()
+
+
+def test_import_into_a_damaged_record_is_refused(path: Path, tmp_path: Path, run: Run) -> None:
+    """What a damaged delta holds is not given up because somebody adds to the record."""
+    table = tmp_path / "new.csv"
+    table.write_text("id,loss\n5000,2.5\n")
+    damage(files_of(path, "delta")[0], flip_middle)
+    before = {file: file.read_bytes() for file in files_of(path)}
+    told = run("import", path, "--from", table)
+    assert told.code == 1
+    assert told.told.endswith(f"adasel-stream record verify {path}\n")
+    assert {file: file.read_bytes() for file in files_of(path)} == before
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def numbers(seen: Survey, now_s: float) -> dict[str, Any]:
         },
         "pending_rows": seen.pending_rows,
         "counters": seen.counters,
+        "pending_counters": seen.pending_counters,
         "cursors": seen.cursors,
     }
 

@@ -34,7 +34,12 @@ def overview(seen: Survey, now_s: float) -> str:
     parts = [_summary(seen, now_s), _files(seen)]
     if seen.entries:
         parts += [_quantiles(seen), _losses(seen), _ages(seen), _versions(seen)]
-    parts += [_counters(seen), _evicted(seen), _writers(seen)]
+    parts += [
+        _counters(seen.counters, "rows"),
+        _counters(seen.pending_counters, "predictions"),
+        _evicted(seen),
+        _writers(seen),
+    ]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -72,7 +77,9 @@ def _saved(seen: Survey, now_s: float) -> str:
     last_s, first_s = max(moments_s), min(moments_s)
     words = f"{_when(last_s)}, {age_words(now_s - last_s)} ago"
     others = len(moments_s) - 1
-    return words + (f", the rank before all others {age_words(now_s - first_s)} ago" * bool(others))
+    return words + (
+        f", the rank that is farthest behind {age_words(now_s - first_s)} ago" * bool(others)
+    )
 
 
 def _when(moment_s: float) -> str:
@@ -127,9 +134,9 @@ def _versions(seen: Survey) -> list[str]:
     return lines + ([f"and {more:,} other versions of {others:,} instances"] * (more > 0))
 
 
-def _counters(seen: Survey) -> list[str]:
-    rows = [[name.replace("_", " "), f"{count:,}"] for name, count in seen.counters.items()]
-    return aligned([["rows since the beginning", ""], *rows]) if rows else []
+def _counters(counters: dict[str, int], what: str) -> list[str]:
+    rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counters.items()]
+    return aligned([[f"{what} since the beginning", ""], *rows]) if rows else []
 
 
 def _evicted(seen: Survey) -> list[str]:

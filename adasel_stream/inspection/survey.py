@@ -74,11 +74,12 @@ class Survey:
     @property
     def counters(self) -> dict[str, int]:
         """What became of rows since the beginning, see `LossRecord.counts`; all ranks added up."""
-        added: dict[str, int] = {}
-        for position in self._positions:
-            for name, count in read_field(position, "counts", dict).items():
-                added[name] = added.get(name, 0) + int(count)
-        return added
+        return self._added("counts")
+
+    @property
+    def pending_counters(self) -> dict[str, int]:
+        """What became of predictions, see `PendingLabels.counts`; all ranks added up."""
+        return self._added("pending_counts")
 
     @property
     def evicted(self) -> npt.NDArray[np.int64]:
@@ -103,6 +104,13 @@ class Survey:
         files = [manifest.pending for _, manifest in self.manifests]
         rows = [file.rows for file in files if file is not None]
         return sum(rows) if rows else None
+
+    def _added(self, field: str) -> dict[str, int]:
+        added: dict[str, int] = {}
+        for position in self._positions:
+            for name, count in read_field(position, field, dict).items():
+                added[name] = added.get(name, 0) + int(count)
+        return added
 
     @property
     def _positions(self) -> list[dict[str, Any]]:

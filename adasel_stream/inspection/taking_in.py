@@ -7,15 +7,20 @@ from typing import Any, Final, NamedTuple
 from adasel_stream.errors import RecordError
 from adasel_stream.inspection.opening import check_folder
 from adasel_stream.record import LossRecord
+from adasel_stream.record.pending import PendingLabels
+from adasel_stream.record.snapshots.columns import DamagedSnapshotError
 from adasel_stream.record.snapshots.exchange import import_rows
 from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders
+from adasel_stream.record.snapshots.manifest import Manifest
 from adasel_stream.record.snapshots.upkeep import Progress, unheard
 
 __all__ = ["Taken", "take_in"]
 
 # all of a file is saved, or nothing
 _NEVER_S: Final = 1e9
+_ROOM: Final = 8
+_SAME_CLOCK_S: Final = 86_400
 
 
 class Taken(NamedTuple):
@@ -57,16 +62,40 @@ def take_in(
             f"{str(path)!r} is the folder of one rank: name the record's own, {str(path.parent)!r}"
         )
     manifests = [read_manifest(folder) for folder in find_folders(path)]
-    settings: dict[str, Any] = {}
-    if manifests:
-        settings = {"seed": manifests[0].seed, "decay": manifests[0].decay}
     slots = capacity or sum(manifest.capacity for manifest in manifests)
     if not slots:
         raise ValueError(f"there is no record {str(path)!r} yet: a new one needs --capacity")
-    record = LossRecord.open(path, slots, save_every_s=_NEVER_S, engine="numpy", **settings)
+    record = LossRecord.open(
+        path, slots, save_every_s=_NEVER_S, engine="numpy", **_settings(manifests)
+    )
     try:
+        if record.snapshots.damaged_files:
+            raise DamagedSnapshotError(f"a file of the record {str(path)!r} is damaged")
         rows = import_rows(record, source, progress)
         record.save()
     finally:
         record.close(save=False)
     return Taken(rows, len(record), record.capacity, len(manifests))
+
+
+def _settings(manifests: list[Manifest]) -> dict[str, Any]:
+    """Return how to open a record so that it stays as it is."""
+    if not manifests:
+        return {}
+    settings: dict[str, Any] = {"seed": manifests[0].seed, "decay": manifests[0].decay}
+    waiting = [manifest.pending.rows for manifest in manifests if manifest.pending is not None]
+    if waiting:
+        # so roomy that hardly a bucket overflows; no label comes while the file is taken in
+        settings["pending"] = PendingLabels(
+            max(1, _ROOM * sum(waiting)), lambda p, _: p, ttl_s=None
+        )
+    read_s, saved_s = max((_read_s(manifest), manifest.created_s) for manifest in manifests)
+    if abs(saved_s - read_s) > _SAME_CLOCK_S:
+        # the record's clock is not that of the day, but such as a count of steps
+        settings["clock"] = lambda: read_s
+    return settings
+
+
+def _read_s(manifest: Manifest) -> float:
+    """Return the last reading of a record's clock."""
+    return float(manifest.position.get("ticks", {}).get("read_s", manifest.created_s))
