@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from hypothesis import given, settings
 
 from adasel_stream.record import LossRecord
 from adasel_stream.record.pending import PendingLabels
-from adasel_stream.serving import LossFeed, LossWriter, ServedRecord, inbox
+from adasel_stream.serving import LossFeed, LossWriter, ServedRecord, inbox, listing
 from adasel_stream.serving.inbox import Inbox
-from adasel_stream.serving.listing import Listing, list_folder
+from adasel_stream.serving.listing import Listing
 from adasel_stream.serving.names import segment_name, temporary_name
 from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, write_segment
 from tests.served_records import CountingRecord, listed
@@ -65,7 +66,7 @@ def drain(feed: LossFeed, record: ServedRecord, clock: Clock, max_rows: int = 16
         clock.now_s += 1.0
         rows = feed.poll(record, max_rows)
         taken += rows
-        if not rows and not feed.backlog_segments:
+        if not rows and not feed.backlog_segments and feed._look is None:
             return taken
     raise AssertionError("the backlog never ended")
 
@@ -169,11 +170,24 @@ def test_the_folder_is_listed_no_more_often_than_asked(
     feed.poll(record)
     put(tmp_path, A, 0, 1)
     with monkeypatch.context() as patch:
-        patch.delattr(Inbox, "list")
+        patch.delattr(Inbox, "look")
         clock.now_s = 0.999
         assert feed.poll(record) == 0
     clock.now_s = 1.0
     assert feed.poll(record) == 1
+
+
+def test_a_crowded_folder_is_listed_in_steps(
+    tmp_path: Path, feed: LossFeed, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No poll reads more than a part of the names, and none applies before all are known."""
+    monkeypatch.setattr(listing, "_STEP_NAMES", 10)
+    for number in range(35):
+        put(tmp_path, A, number, number)
+    record = CountingRecord()
+    clock.now_s += 1.0
+    assert [feed.poll(record) for _ in range(4)] == [0, 0, 0, 35]
+    assert drain(feed, record, clock) == 0
 
 
 def test_a_backlog_does_not_hide_new_writers(tmp_path: Path, feed: LossFeed, clock: Clock) -> None:
@@ -294,23 +308,23 @@ def test_a_listing_that_misses_a_file_loses_none(
     tmp_path: Path, feed: LossFeed, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A later segment that shows before an earlier one does not make that one missing."""
-    list_once = list_folder
     hidden = {segment_name(A, 0), segment_name(A, 3)}
 
-    def list_some(folder: Path) -> Listing:
-        listing = list_once(folder)
-        for name in hidden:
-            listing.segments[A].remove(int(name.split(".")[1]))
+    def list_some(folder: Path, listing: Listing) -> Iterator[None]:
+        for name in set(os.listdir(folder)) - hidden:
+            listing.add(name)
+        listing.segments[A].sort()
         hidden.clear()
         if 6 not in listing.segments[A]:
             put(tmp_path, A, 6, 6)  # shows in the second listing without number 5
-        return listing
+        yield
 
     for number in range(5):
         put(tmp_path, A, number, number)
-    monkeypatch.setattr(inbox, "list_folder", list_some)
+    monkeypatch.setattr(inbox, "list_in_steps", list_some)
     record = CountingRecord()
-    feed.poll(record)
+    for _ in range(3):
+        feed.poll(record)
     assert list(record.applied) == [0, 1, 2, 3, 4]
     put(tmp_path, A, 5, 5)
     drain(feed, record, clock)

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from operator import index
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from adasel_stream.serving.backlog import Backlog, Loaded
-from adasel_stream.serving.inbox import Inbox
+from adasel_stream.serving.inbox import Inbox, removable
 from adasel_stream.serving.listing import Listing, remove_remains
 from adasel_stream.serving.refusals import Refusals
 from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, Rows
@@ -93,6 +93,8 @@ class LossFeed:
         self._refusals = Refusals(_log, "it is tried again")
         self._backlog = Backlog(self._folder, self._inbox, self._refusals)
         self._finished: deque[tuple[str, int]] = deque()
+        self._look: Iterator[Listing | None] | None = None
+        self._looked_s = 0.0
         self._list_at_s = self._tidy_at_s = -math.inf
         self._seen: dict[str, Cursor] = {}
         self._newest_s = -math.inf
@@ -148,45 +150,44 @@ class LossFeed:
         if record.copying:
             return 0
         if self._clock() >= self._list_at_s:
-            self._look(record)
+            self._look_on(record)
         for _ in range(min(len(self._finished), _MOST_REMOVED)):
             self._inbox.remove(*self._finished.popleft())
         self._backlog.load(max_rows)
         return self._apply(record, max_rows)
 
-    def _look(self, record: ServedRecord) -> None:
-        """List the folder and tell what waits from what is done with."""
+    def _look_on(self, record: ServedRecord) -> None:
+        """Take the next step of a look into the folder, and the last one's consequences."""
         begin_s = self._clock()
+        if self._look is None:
+            self._look, self._looked_s = self._inbox.look(lambda: _due(record.cursors)), 0.0
+        try:
+            listing = next(self._look)
+            done = listing is not None
+        except OSError as error:
+            self._refusals.note("the serving folder cannot be listed", error)
+            listing, done = None, True
+        if listing is not None:
+            self._sort(listing, record)
+        end_s = self._clock()
+        self._looked_s += end_s - begin_s
+        if done:
+            self._look = None
+            self._list_at_s = end_s + max(self._poll_every_s, self._looked_s / _LISTING_SHARE)
+
+    def _sort(self, listing: Listing, record: ServedRecord) -> None:
+        """Tell what waits from what is done with."""
         with record.lock:
             if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
                 self._backlog.clear()
             self._seen = dict(record.cursors)
-        due = {writer: sequence for writer, (sequence, _) in self._seen.items()}
-        try:
-            listing = self._inbox.list(due)
-        except OSError as error:
-            self._refusals.note("the serving folder cannot be listed", error)
-        else:
-            self._backlog.replace(listing.segments, due)
-            self._finished = self._removable(listing, record)
-            self._forget_writers(listing, record)
-            if begin_s >= self._tidy_at_s:
-                remove_remains(self._folder, listing)
-                self._tidy_at_s = begin_s + _TIDY_EVERY_S
-        end_s = self._clock()
-        self._list_at_s = end_s + max(self._poll_every_s, (end_s - begin_s) / _LISTING_SHARE)
-
-    def _removable(self, listing: Listing, record: ServedRecord) -> deque[tuple[str, int]]:
-        """Return segments that were applied and, if the record is kept, will stay so."""
-        saved = record.saved_cursors
-        nothing: Cursor = (0, 0)
-        return deque(
-            (writer, sequence)
-            for writer, sequences in listing.segments.items()
-            for sequence in sequences
-            if sequence < self._seen.get(writer, nothing)[0]
-            and (saved is None or sequence < saved.get(writer, nothing)[0])
-        )
+        due = _due(self._seen)
+        self._backlog.replace(listing.segments, due)
+        self._finished = removable(listing, due, record.saved_cursors)
+        self._forget_writers(listing, record)
+        if self._clock() >= self._tidy_at_s:
+            self._tidy_at_s = self._clock() + _TIDY_EVERY_S
+            remove_remains(self._folder, listing)
 
     def _forget_writers(self, listing: Listing, record: ServedRecord) -> None:
         """Drop the oldest cursors of writers of which nothing is left, if they pile up.
@@ -286,4 +287,9 @@ class LossFeed:
     def _start_over(self) -> None:
         """Forget what was read and look into the folder again at the next poll."""
         self._backlog.clear()
+        self._look = None
         self._list_at_s = -math.inf
+
+
+def _due(cursors: Mapping[str, Cursor]) -> dict[str, int]:
+    return {writer: sequence for writer, (sequence, _) in cursors.items()}

@@ -4,14 +4,15 @@ import contextlib
 import os
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from adasel_stream.serving.listing import Listing, list_folder
+from adasel_stream.serving.listing import Listing, list_in_steps
 from adasel_stream.serving.names import segment_name
+from adasel_stream.serving.served import Cursor
 
-__all__ = ["Inbox"]
+__all__ = ["Inbox", "removable"]
 
 _MOST_DAMAGED: Final = 16
 
@@ -27,8 +28,8 @@ class Inbox:
         self._folder = folder
         self._damaged: deque[str] = deque()
 
-    def list(self, expected: Mapping[str, int]) -> Listing:
-        """List the folder.
+    def look(self, due: Callable[[], Mapping[str, int]]) -> Iterator[Listing | None]:
+        """List the folder in steps of a millisecond or two; what comes last is the listing.
 
         A writer gives its segments their names in order, but a folder that changes while it is
         listed may show a later one and not an earlier. Before one counts as missing, the folder
@@ -36,19 +37,21 @@ class Inbox:
         second, unless they were removed.
 
         Args:
-            expected: by writer, the sequence number that is due next; 0 for others.
+            due: returns, by writer, the sequence number that is due next; 0 for others.
 
         Raises:
             OSError: if the folder cannot be listed.
         """
-        listing = list_folder(self._folder)
-        if _has_gap(listing, expected):
-            again = list_folder(self._folder)
+        listing = Listing()
+        yield from list_in_steps(self._folder, listing)
+        if _has_gap(listing, due()):
+            again = Listing()
+            yield from list_in_steps(self._folder, again)
             for writer, sequences in listing.segments.items():
                 both = {*sequences, *again.segments.get(writer, [])}
                 listing.segments[writer] = sorted(s for s in both if s <= sequences[-1])
         self._damaged = deque(listing.damaged)
-        return listing
+        yield listing
 
     def remove(self, writer: str, sequence: int) -> None:
         """Remove a segment, if it is there and may be removed."""
@@ -66,10 +69,34 @@ class Inbox:
                 os.unlink(self._folder / self._damaged.popleft())
 
 
-def _has_gap(listing: Listing, expected: Mapping[str, int]) -> bool:
-    """Say whether a segment seems to be missing, from the next expected one of each writer on."""
+def removable(
+    listing: Listing, due: Mapping[str, int], saved: Mapping[str, Cursor] | None
+) -> deque[tuple[str, int]]:
+    """Return segments that were applied and, if the record is kept, will stay so.
+
+    Args:
+        listing: what lies in the folder.
+        due: by writer, the sequence number that is due next; 0 for others.
+        saved: by writer, how far the newest snapshot on disk is; None if the record is not kept.
+
+    Returns:
+        Writers and sequence numbers.
+    """
+    removable: deque[tuple[str, int]] = deque()
     for writer, sequences in listing.segments.items():
-        first = expected.get(writer, 0)
+        end = due.get(writer, 0)
+        if saved is not None:
+            end = min(end, saved.get(writer, (0, 0))[0])
+        removable.extend(
+            (writer, sequence) for sequence in sequences[: bisect_left(sequences, end)]
+        )
+    return removable
+
+
+def _has_gap(listing: Listing, due: Mapping[str, int]) -> bool:
+    """Say whether a segment seems to be missing, from the one that is due of each writer on."""
+    for writer, sequences in listing.segments.items():
+        first = due.get(writer, 0)
         ahead = len(sequences) - bisect_left(sequences, first)
         if ahead and sequences[-1] - first >= ahead:
             return True

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from adasel_stream.serving.life_sign import remove_if_dead
 from adasel_stream.serving.names import (
@@ -14,7 +16,9 @@ from adasel_stream.serving.names import (
     writer_of_temporary,
 )
 
-__all__ = ["Listing", "list_folder", "remove_remains"]
+__all__ = ["Listing", "list_folder", "list_in_steps", "remove_remains"]
+
+_STEP_NAMES: Final = 1_000
 
 
 @dataclass
@@ -58,14 +62,30 @@ def list_folder(folder: Path) -> Listing:
     {'00c0ffee00c0ffee': [7]}
     """
     listing = Listing()
+    for _ in list_in_steps(folder, listing):
+        pass
+    return listing
+
+
+def list_in_steps(folder: Path, listing: Listing) -> Iterator[None]:
+    """List a serving folder a thousand names at a time, for whoever has other things to do.
+
+    Args:
+        folder: the folder.
+        listing: an empty one, which is complete at the end.
+
+    Raises:
+        OSError: if it cannot be listed.
+    """
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries, 1):
             # a link or a named pipe is nothing that a writer left here
             if entry.is_file(follow_symlinks=False):
                 listing.add(entry.name)
+            if number % _STEP_NAMES == 0:
+                yield
     for sequences in listing.segments.values():
         sequences.sort()
-    return listing
 
 
 def remove_remains(folder: Path, listing: Listing) -> set[str]:
