@@ -16,7 +16,8 @@ from rich.console import Console
 
 from adasel_stream.inspection.bars import plain_lines, showing
 from adasel_stream.inspection.histograms import loss_bounds
-from adasel_stream.inspection.instances import ORDERS, Order, extremes, find
+from adasel_stream.inspection.instances import INSTANCE, ORDERS, Order, extremes, find
+from adasel_stream.inspection.listing import LEGEND, listing, lookups
 from adasel_stream.inspection.numbers import numbers
 from adasel_stream.inspection.overview import overview
 from adasel_stream.inspection.rich_bar import rich_bar
@@ -194,6 +195,15 @@ def test_page_fits_a_hundred_columns(tmp_path: Path, record: Items) -> None:
     assert max(map(len, page.splitlines())) <= 100
     assert "\x1b" not in page
     assert "more, see --json" in page
+
+
+def test_instances_fit_a_hundred_columns() -> None:
+    """The longest ids, names and numbers leave lines of at most 100 characters."""
+    row = (-(2**63), -1.23456e-30, 1.23456e30, 2**32, 65_535, 65_535)
+    instances = np.array([row], INSTANCE)
+    lines = [*listing(instances), *lookups([("x" * 300, -(2**63)), ("b\n", 2)], instances)]
+    assert max(map(len, [*lines, *LEGEND.splitlines()])) <= 100
+    assert not any("\n" in line for line in lines)
 
 
 def cut(value: float) -> float:

@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from adasel_stream.errors import RecordError
 from adasel_stream.inspection.bars import showing
 from adasel_stream.inspection.instances import ORDERS, extremes, find
-from adasel_stream.inspection.listing import listing, lookups
+from adasel_stream.inspection.listing import LEGEND, listing, lookups
 from adasel_stream.inspection.numbers import numbers
 from adasel_stream.inspection.opening import check_record, telling
 from adasel_stream.inspection.overview import overview
@@ -28,8 +28,6 @@ from adasel_stream.record.snapshots.exchange import export_rows
 from adasel_stream.record.snapshots.upkeep import compact
 
 __all__ = ["add_record"]
-
-_OF_STRINGS: Final = "A string id is shown as its 64-bit hash; --name STRING looks one up."
 
 
 def add_record(commands: Any) -> None:
@@ -128,13 +126,14 @@ def _top(chosen: argparse.Namespace) -> int:
     wanted += zip(chosen.name, instance_ids(chosen.name).tolist(), strict=True)
     if wanted:
         found = find(chosen.path, np.array([id_ for _, id_ in wanted], np.int64))
-        _print("\n".join(lookups(wanted, found)))
-        return 0
-    with showing("reading") as progress:
-        first = extremes(
-            chosen.path, chosen.by, chosen.rows, lowest=chosen.lowest, progress=progress
-        )
-    _print("\n".join([*listing(first), "", _OF_STRINGS]))
+        lines = lookups(wanted, found)
+    else:
+        with showing("reading") as progress:
+            first = extremes(
+                chosen.path, chosen.by, chosen.rows, lowest=chosen.lowest, progress=progress
+            )
+        lines = listing(first)
+    _print("\n".join([*lines, "", LEGEND]))
     return 0
 
 

@@ -41,7 +41,8 @@ def extremes(
 ) -> npt.NDArray[Any]:
     """Return the instances that come first in an order; which of equal ones is left open.
 
-    Takes memory for `most` instances and a few row groups.
+    Takes memory for `most` instances and a few row groups. Files do not tell which ids made room
+    since the base was written, so that these may be among them.
 
     Args:
         path: the record's folder; it may be in use.

@@ -8,9 +8,15 @@ import numpy.typing as npt
 
 from adasel_stream.inspection.wording import age_words, aligned, figure, shown
 
-__all__ = ["listing", "lookups"]
+__all__ = ["LEGEND", "listing", "lookups"]
 
-_HEADERS: Final = ("last loss", "moving average", "age when saved", "losses recorded", "version")
+LEGEND: Final = (
+    "average: moving average of the losses; age: of the last loss, when the record was saved;\n"
+    "losses: how many were recorded; a string id is shown as its 64-bit hash, --name looks it up"
+)
+"""What the columns mean."""
+
+_HEADERS: Final = ("last loss", "average", "age", "losses", "version")
 _UNKNOWN: Final = ("unknown", *[""] * (len(_HEADERS) - 1))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import wrap
 from typing import Final, NamedTuple
 
 from adasel_stream.errors import RecordError
@@ -54,9 +55,10 @@ def check_files(path: Path, progress: Progress = unheard) -> list[Checked]:
 
 
 def advice(damaged: Iterable[Checked]) -> list[str]:
-    """Tell what the damage means and what to do, once for each kind of file."""
+    """Tell in lines what damage means and what to do, once for each kind of file."""
     kinds = {file.path.name.partition("-")[0] for file in damaged}
-    return [sentence for kind, sentence in _ADVICE.items() if kind in kinds]
+    told = [sentence for kind, sentence in _ADVICE.items() if kind in kinds]
+    return [line for sentence in told for line in wrap(sentence, 100)]
 
 
 def _named(path: Path) -> set[Path]:
