@@ -95,7 +95,7 @@ class DelayNet(nn.Module):
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, width: int = 256, embedding: int = 8, seed: int = 0
+        self, sizes: Sequence[int], *, width: int = 512, embedding: int = 8, seed: int = 0
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
