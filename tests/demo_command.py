@@ -21,6 +21,16 @@ ARMS = {
 }
 
 
+SERVED_ARMS = {
+    "adaselection_serving": "AdaSelection, serving",
+    "adaselection_scoring": "AdaSelection, scoring",
+    "uniform": "uniform",
+    "uniform_scoring_cost": "uniform, scoring's cost",
+    "full": "full training",
+}
+"""Those of a run with `--losses serving`."""
+
+
 class Ended(NamedTuple):
     """How a run ended, and what it told."""
 
@@ -42,9 +52,12 @@ class Command:
     Args:
         arguments: what follows the command's name.
         most_bytes: longest file that the system lets it write, as a full disk would.
+        leads: whether it leads a group of processes, as in the foreground of a terminal.
     """
 
-    def __init__(self, arguments: Sequence[str], *, most_bytes: int | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, most_bytes: int | None = None, leads: bool = False
+    ) -> None:
         """Start it."""
         start = ["-m", "adasel_stream"] if most_bytes is None else ["-c", _LIMITED, str(most_bytes)]
         self._process = subprocess.Popen(
@@ -53,6 +66,7 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONWARNINGS": "error"},
+            process_group=0 if leads else None,
         )
         self._told: list[str] = []
 
@@ -68,6 +82,10 @@ class Command:
     def signal(self, number: int) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
+
+    def signal_group(self, number: int) -> None:
+        """Send the group that it leads a signal, as a terminal does."""
+        os.killpg(self._process.pid, number)
 
     def end(self) -> Ended:
         """Wait for it."""
@@ -109,4 +127,5 @@ def numbers(out: Path) -> dict[str, Any]:
     for arm in result["arms"].values():
         del arm["seconds"], arm["accounting_s"]
     del result["cost"], result["elapsed_s"]
+    result.get("served", {}).pop("seconds", None)
     return dict(result)

@@ -16,7 +16,7 @@ from adasel_stream.loader import SelectingLoader
 from adasel_stream.metrics import Metrics
 from adasel_stream.types import Batch
 
-__all__ = ["EVEN", "SCORING", "Arm", "Charges", "FullArm", "SelectingArm"]
+__all__ = ["BY_SCORING", "EVEN", "Arm", "Charges", "FullArm", "SelectingArm"]
 
 
 class Charges(NamedTuple):
@@ -33,7 +33,7 @@ class Charges(NamedTuple):
     scores: bool
 
 
-SCORING = Charges(cost=("train", "score", "select"), comparison=(), scores=True)
+BY_SCORING = Charges(cost=("train", "score", "select"), comparison=(), scores=True)
 """Of an arm that scores to choose."""
 
 EVEN = Charges(cost=("train",), comparison=("score", "select"), scores=False)

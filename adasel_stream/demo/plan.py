@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from adasel_stream.costs import BACKWARD_FORWARDS
-from adasel_stream.demo.arms import EVEN, SCORING, Arm, Charges, FullArm, SelectingArm
+from adasel_stream.demo.arms import BY_SCORING, EVEN, Arm, Charges, FullArm, SelectingArm
 from adasel_stream.demo.learner import BATCH_SIZE, Learner
 from adasel_stream.demo.served import ServedArm
 from adasel_stream.demo.serving import Serving
@@ -19,7 +19,9 @@ __all__ = [
     "FULL",
     "LABELS",
     "SAME_COST",
-    "SERVED",
+    "SCORING",
+    "SCORING_COST",
+    "SERVING",
     "UNIFORM",
     "ahead_rows",
     "candidates_for",
@@ -28,15 +30,20 @@ __all__ = [
     "turns",
 ]
 
-SERVED, ADASELECTION = "adaselection_served", "adaselection"
-UNIFORM, SAME_COST, FULL = "uniform", "uniform_same_cost", "full"
+ADASELECTION, UNIFORM, SAME_COST, FULL = "adaselection", "uniform", "uniform_same_cost", "full"
 """Names of the arms, for files and metrics."""
 
+SERVING, SCORING = "adaselection_serving", "adaselection_scoring"
+SCORING_COST = "uniform_scoring_cost"
+"""Names where AdaSelection runs twice, by losses from serving and by scoring."""
+
 LABELS = {
-    SERVED: "AdaSelection, served",
     ADASELECTION: "AdaSelection",
+    SERVING: "AdaSelection, serving",
+    SCORING: "AdaSelection, scoring",
     UNIFORM: "uniform",
     SAME_COST: "uniform, same cost",
+    SCORING_COST: "uniform, scoring's cost",
     FULL: "full training",
 }
 """Names of the arms, for people."""
@@ -77,7 +84,7 @@ def make_arms(
     if serving is not None:
         arms.append(
             ServedArm(
-                SERVED,
+                SERVING,
                 new_source(candidates),
                 learner(),
                 serving=serving,
@@ -87,19 +94,22 @@ def make_arms(
                 seed=seed,
             )
         )
-    for name, methods, rate, charges in _plans(sampling_rate):
+    for name, methods, rate, charges in _plans(sampling_rate, beside_serving=serving is not None):
         source = new_source(candidates)
         arms.append(_selecting(name, source, learner(), methods, rate, seed, charges))
     return [*arms, FullArm(FULL, new_source(candidates), learner())]
 
 
-def _plans(sampling_rate: float) -> list[tuple[str, Sequence[str], float, Charges]]:
-    """Give name, methods, rate and charges of the arms that the trainer scores for."""
+def _plans(
+    sampling_rate: float, *, beside_serving: bool
+) -> list[tuple[str, Sequence[str], float, Charges]]:
+    """Give name, methods, rate and charges of the arms for which samples are scored."""
     same_cost = min(1.0, sampling_rate + 1 / (1 + BACKWARD_FORWARDS))
+    ours, theirs = (SCORING, SCORING_COST) if beside_serving else (ADASELECTION, SAME_COST)
     return [
-        (ADASELECTION, DEFAULT_METHODS, sampling_rate, SCORING),
+        (ours, DEFAULT_METHODS, sampling_rate, BY_SCORING),
         (UNIFORM, ("uniform",), sampling_rate, EVEN),
-        (SAME_COST, ("uniform",), same_cost, EVEN),
+        (theirs, ("uniform",), same_cost, EVEN),
     ]
 
 

@@ -86,10 +86,8 @@ class ServedArm:
             clock=self._now_s,
             engine="numpy",  # compiling the other one takes longer than it would spare here
         )
-        # by a clock that stands still in a turn every poll looks into the folder
-        self._feed = LossFeed(
-            serving.losses, poll_every_s=0, clock=self._now_s, wall_clock=self._now_s
-        )
+        # by a clock that stands still in a turn, only the first poll looks into the folder
+        self._feed = LossFeed(serving.losses, clock=self._now_s, wall_clock=self._now_s)
         loader = SelectingLoader(
             _Compared(source, learner, self.metrics),
             record=self._record,

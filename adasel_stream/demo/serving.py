@@ -38,7 +38,7 @@ class Serving:
         kind: of shard to serve from.
         batch_size: flights of one forward pass.
         most_rows: most flights that are asked for at once.
-        tell: called with a sentence when the server is started again.
+        tell: called with a sentence when a server is started or did not answer.
         timeout_s: longest wait for an answer, in seconds, positive.
 
     Attributes:
@@ -87,11 +87,6 @@ class Serving:
         self.served = 0
         self.rows = 0
         self.seconds = 0.0
-
-    @property
-    def process_id(self) -> int | None:
-        """Of the server, or None before the first `ask`."""
-        return None if self._process is None else self._process.pid
 
     def ask(self, version: int, network: Mapping[str, Any], until: int) -> None:
         """Publish a model and have the server serve with it, meanwhile.
@@ -187,6 +182,7 @@ class Serving:
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C at the terminal is for the trainer
             )
+        self._tell(f"flights are served by process {self._process.pid}")
         self._send({**self._start, "position": self._position, "served": self.served})
         self._send(self._asked or {})
 
@@ -198,7 +194,7 @@ class Serving:
 
     def _answer_of_another(self) -> dict[str, Any]:
         """Start the server again and repeat what was asked."""
-        self._tell(f"the serving process {self._stopped()}; it is started again")
+        self._tell(f"the serving process {self._stopped()}; another takes its place")
         for segment in self.losses.glob("*.seg"):
             segment.unlink()  # what is served again must not count twice
         self._launch()

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 from adasel_stream.costs import BACKWARD_FORWARDS
 from adasel_stream.demo.arms import Arm
-from adasel_stream.demo.plan import ADASELECTION, FULL, LABELS, SAME_COST, SERVED, UNIFORM
+from adasel_stream.demo.plan import (
+    ADASELECTION,
+    FULL,
+    LABELS,
+    SAME_COST,
+    SCORING,
+    SERVING,
+    UNIFORM,
+)
 from adasel_stream.demo.progressive import BLOCKS, Difference, paired_difference
 from adasel_stream.demo.served import ServedArm
 
@@ -29,7 +37,8 @@ HEADERS = ("run", "loss", "predicted/actual", "AUC", "updates", "passes", "vs fu
 
 LEGEND = (
     "loss: of every flight, before it was trained on; passes: forward passes of one flight, a\n"
-    "backward pass counted as two; seconds: training, and choosing where it is not even"
+    "backward pass counted as two; seconds: processor time of training, and of choosing where\n"
+    "it is not even"
 )
 """What the columns mean."""
 
@@ -131,9 +140,9 @@ class Summary:
     def _served_verdict(self) -> str:
         loss = {name: f"{one.loss:.4f}" for name, one in self.figures.items()}
         return (
-            f"By losses from serving, AdaSelection {_SAYS[self.judged(ADASELECTION)]} AdaSelection "
-            f"by scoring: loss {loss[SERVED]} against {loss[ADASELECTION]}, difference "
-            f"{self.against[ADASELECTION]} (two standard errors). It {_SAYS[self.judged(UNIFORM)]} "
+            f"By losses from serving, AdaSelection {_SAYS[self.judged(SCORING)]} AdaSelection by "
+            f"scoring: loss {loss[SERVING]} against {loss[SCORING]}, difference "
+            f"{self.against[SCORING]} (two standard errors). It {_SAYS[self.judged(UNIFORM)]} "
             f"uniform selection of the same cost: loss {loss[UNIFORM]}, difference "
             f"{self.against[UNIFORM]}. It {_SAYS[self.judged(FULL)]} full training: loss "
             f"{loss[FULL]}, difference {self.against[FULL]}."
@@ -144,8 +153,8 @@ class Summary:
         """Say what AdaSelection cost beside full training, by arithmetic and as measured."""
         if self.served is None:
             return self._cost_of(ADASELECTION, "AdaSelection")
-        by_scoring = self._cost_of(ADASELECTION, "By scoring it")
-        return f"{self._cost_of(SERVED, 'By losses from serving, AdaSelection')} {by_scoring}"
+        by_scoring = self._cost_of(SCORING, "By scoring it")
+        return f"{self._cost_of(SERVING, 'By losses from serving, AdaSelection')} {by_scoring}"
 
     def _cost_of(self, name: str, who: str) -> str:
         passes = self.share_of_full(name, measured=False)
