@@ -15,8 +15,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import numpy.ma  # np.unique imports it at its first call: loaded once, before any fork
 
+from adasel_stream.keys import ids_of_keys
 from adasel_stream.record import LossRecord
+from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.snapshots.upkeep import compact
 from tests.killed_savers import count_calls
 
@@ -36,9 +39,14 @@ def open_record(path: Path) -> LossRecord:
     def clock() -> float:
         return float(0 if record is None else step_of(record))
 
-    # without decay an average is the last loss, so that no number of losses matters
     record = LossRecord.open(
-        path, 8 * IDS, decay=0.0, save_every_s=NEVER_S, clock=clock, engine="numpy"
+        path,
+        16 * IDS,
+        save_every_s=NEVER_S,
+        decay=0.0,  # an average is then the last loss, and their number does not matter
+        clock=clock,
+        engine="numpy",
+        pending=PendingLabels(8 * IDS, np.subtract, ttl_s=None),
     )
     return record
 
@@ -49,23 +57,31 @@ def step_of(record: LossRecord) -> int:
 
 
 def take_step(record: LossRecord) -> int:
-    """Update some ids with the number of the step."""
+    """Update some ids with the number of the step, and join labels to the last predictions."""
     step = step_of(record) + 1
     record.cursors["steps"] = (step, 0)
     record.update(touched(step), np.full(TOUCHED, float(step)))
+    record.join(IDS + touched(step - 1), np.zeros(TOUCHED, np.float32))
+    record.expect(IDS + touched(step), np.full(TOUCHED, float(step)))
     return step
 
 
 def checked_step(path: Path) -> int:
     """Restart, check that all rows are those of one step, and return the step."""
     record = open_record(path)
-    step, losses = step_of(record), np.full(IDS, np.nan)
+    step, losses = step_of(record), np.full(2 * IDS, np.nan)
     for past in range(max(1, step - IDS), step + 1):
         losses[touched(past)] = past
-    found = record.lookup(np.arange(IDS))
+        losses[IDS + touched(past - 1)] = past - 1 or np.nan
+    found = record.lookup(np.arange(2 * IDS))
     np.testing.assert_array_equal(found.known, ~np.isnan(losses))
     np.testing.assert_array_equal(found.losses[found.known], losses[found.known])
     np.testing.assert_array_equal(found.ema, found.losses)
+    assert record.pending is not None
+    waiting = record.pending.entries(0, record.pending.capacity)
+    expected = IDS + touched(step) if step else touched(0)[:0]
+    assert set(ids_of_keys(waiting.keys, 0).tolist()) == set(expected.tolist())
+    assert (waiting.values["last"] == step).all()
     assert record.snapshots.damaged_files == 0
     record.close(save=False)
     return step
@@ -196,8 +212,6 @@ def run_until_call(job: str, path: Path, last: int) -> None:
 
 
 if __name__ == "__main__":
-    # what a process wrote outlives it in any case, and a disk that is busy would hide the rest
-    os.fsync = lambda fd: None
     _, job, how, folder = sys.argv
     if how == "calls":
         counts = kill_at_every_call(job, Path(folder))

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
+from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.snapshots.folder import MAX_DELTAS
 from tests.kept_records import (
     Content,
@@ -71,12 +72,14 @@ def test_a_record_that_is_not_kept_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"LossRecord\.open"):
         plain.save()
     plain.close()
-    record = LossRecord.open(tmp_path / "new" / "record", 100)
+    record = LossRecord.open(tmp_path / "new" / "record", 100, engine="numpy")
     assert record.kept
     assert record.saved_cursors == {}
     record.update(ints(7), floats(0.5))
     record.close()
-    assert LossRecord.open(tmp_path / "new" / "record", 100).lookup(ints(7)).losses == [0.5]
+    record = LossRecord.open(tmp_path / "new" / "record", 100, engine="numpy")
+    assert record.lookup(ints(7)).losses == [0.5]
+    record.close()
 
 
 def test_deltas_hold_what_changed_and_equal_a_full_snapshot(tmp_path: Path) -> None:
@@ -213,7 +216,7 @@ def test_wrong_arguments_are_refused(
 
 def test_the_background_saves(tmp_path: Path) -> None:
     """A record that nobody saves is saved every now and then."""
-    record = LossRecord.open(tmp_path, 100, save_every_s=0.01)
+    record = LossRecord.open(tmp_path, 100, save_every_s=0.01, engine="numpy")
     record.update(ints(1), floats(1))
     never = threading.Event()
     deadline_s = time.monotonic() + 20
@@ -235,6 +238,56 @@ def test_a_record_is_used_while_it_is_saved(tmp_path: Path) -> None:
     expected = content(record)
     record.close(save=False)
     assert saved_content(tmp_path, capacity=capacity) == expected
+
+
+def pending_labels(capacity: int = 800) -> PendingLabels:
+    """Predictions that wait; a loss is the distance to the label."""
+    return PendingLabels(capacity, lambda p, y: np.abs(p - y), ttl_s=None)
+
+
+def test_predictions_wait_over_a_restart(tmp_path: Path) -> None:
+    """Predictions without labels are in each snapshot; joined ones are not."""
+    clock = Clock()
+    with kept(tmp_path, clock=clock, pending=pending_labels()) as record:
+        record.expect(ints(1, 2, 3), floats(1, 2, 3))
+        record.save()
+        clock.now_s += 60
+        record.join(ints(2), floats(2.5))
+        record.save()
+    clock.now_s += 40
+    with kept(tmp_path, clock=clock, pending=pending_labels(1600)) as record:
+        assert record.join(ints(1, 2, 3), floats(0, 0, 0)).tolist() == [True, False, True]
+        known = record.lookup(ints(1, 2, 3))
+        assert known.losses.tolist() == [1, 0.5, 3]
+        assert known.age_s.tolist() == [100, 100, 100]
+        assert record.pending is not None
+        assert record.pending.counts["joined"] == 3
+
+
+def test_a_record_without_predictions_keeps_those_of_another(tmp_path: Path) -> None:
+    """Opened by somebody who waits for no labels, a record does not lose what waits."""
+    with kept(tmp_path, pending=pending_labels()) as record:
+        record.expect(ints(1), floats(1))
+        record.save()
+    for _ in range(2):
+        with kept(tmp_path) as record:
+            record.update(ints(5), floats(5))
+            record.save(full=True)
+    with kept(tmp_path, pending=pending_labels()) as record:
+        assert record.join(ints(1), floats(3)).all()
+
+
+def test_damaged_predictions_are_given_up(tmp_path: Path) -> None:
+    """A damaged file of predictions is counted; losses do not depend on it."""
+    with kept(tmp_path, pending=pending_labels()) as record:
+        record.update(ints(5), floats(5))
+        record.expect(ints(1), floats(1))
+        record.save()
+    damage(files_of(tmp_path, "pending")[0], flip_middle)
+    with kept(tmp_path, pending=pending_labels()) as record:
+        assert record.snapshots.damaged_files == 1
+        assert record.lookup(ints(5)).known.all()
+        assert not record.join(ints(1), floats(1)).any()
 
 
 def test_no_cursor_moves_while_a_record_is_copied(tmp_path: Path) -> None:

@@ -139,7 +139,11 @@ class SnapshotFolder:
             *chain,
             write_rows(self.path, kind, manifest.generation, sorted_groups(copy.rows), record.seed),
         ]
-        if copy.pending is not None:
+        if copy.pending is None:
+            # a record that was opened without them does not lose another's predictions
+            kept = self.manifest.pending if self.manifest else None
+            files += [kept] if kept else []
+        else:
             groups = sorted_groups(copy.pending)
             files.append(write_rows(self.path, "pending", manifest.generation, groups, record.seed))
         manifest = dataclasses.replace(manifest, files=tuple(files), created_s=time.time())
