@@ -5,12 +5,14 @@
 The serving side: the latency of `LossWriter.write` beside a copy of the same bytes by numpy, while
 the publishing thread works and while its disk hangs. The trainer's side: reading and checking a
 segment, and draining segments into a loss record, beside `LossRecord.update` alone. Medians of
-interleaved rounds; targets stand beside. Latencies are wall-clock, so that waiting shows, and
-neighbours on a busy machine show, too; everything else is CPU time of one thread.
+interleaved rounds; targets stand beside. Latencies are wall-clock, so that waiting shows; calls in
+which the machine ran something else instead, against the thread's will, are counted and left out.
+Everything else is CPU time of one thread.
 """
 
 import argparse
 import os
+import resource
 import statistics
 import tempfile
 import threading
@@ -32,15 +34,24 @@ WRITER = "00c0ffee00c0ffee"
 
 
 def latencies_us(call: Callable[[], object], calls: int, gap_s: float) -> np.ndarray[Any, Any]:
-    """Time calls, one every `gap_s` seconds, in microseconds."""
+    """Time calls, one every `gap_s` seconds, in microseconds; NaN where it was interrupted."""
     times_s = np.empty(calls)
+    switches = involuntary_switches()
     for number in range(calls):
         begin_s = time.perf_counter()
         call()
         times_s[number] = time.perf_counter() - begin_s
+        if switches != involuntary_switches():
+            times_s[number] = np.nan
         while time.perf_counter() < begin_s + gap_s:  # as busy as a server can be
             pass
+        switches = involuntary_switches()
     return times_s * 1e6
+
+
+def involuntary_switches() -> int:
+    """Count how often this thread was interrupted."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 @contextmanager
@@ -74,16 +85,18 @@ def show_latencies(folder: Path, calls: int, gap_s: float) -> None:
     with LossWriter(folder / "strings") as strings:
         hashed = latencies_us(lambda: strings.write(names, losses), calls, gap_s)
     print(f"one call of {ROWS} rows every {gap_s * 1e6:.0f} us, {calls:,} calls, us")
-    print(f"{'':24} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>8} {'p50 of copy':>12}")
+    print(f"{'':24} {'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>8} {'of copy':>8} {'left out':>9}")
     for name, found in (
         *(("numpy copy", copy), ("write", working)),
         *(("write, disk hangs", hung), ("write, ids are strings", hashed)),
     ):
-        of_copy = np.median(found) / np.median(copy)
-        quantiles = " ".join(f"{value:8.1f}" for value in np.quantile(found, [0.5, 0.99, 0.999]))
-        print(f"{name:24} {quantiles} {found.max():8.0f} {of_copy:11.1f}x")
+        whole = found[~np.isnan(found)]
+        quantiles = " ".join(f"{value:8.1f}" for value in np.quantile(whole, [0.5, 0.99, 0.999]))
+        of_copy = np.median(whole) / np.nanmedian(copy)
+        left_out = len(found) - len(whole)
+        print(f"{name:24} {quantiles} {whole.max():8.0f} {of_copy:7.1f}x {left_out:9}")
     print("target: p99.9 of write under 1000, disk or no disk")
-    rate = ROWS / max(gap_s, float(np.median(working)) / 1e6)
+    rate = ROWS / max(gap_s, float(np.nanmedian(working)) / 1e6)
     print(
         f"offered {rate / 1e6:.1f} M rows/s; {counts['rows_dropped']:,} of "
         f"{counts['rows_written'] + counts['rows_dropped']:,} rows dropped"
