@@ -2,6 +2,7 @@
 
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -230,3 +231,20 @@ def test_hits_misses_and_stale_add_up_to_the_rows_looked_up() -> None:
         "dropped": 0,
         "rejected": 0,
     }
+
+
+def test_threads_share_a_record() -> None:
+    """Rows of several threads are all counted, and calls under one lock stay together."""
+    record = LossRecord(4_000)
+
+    def work(first: int) -> None:
+        for number in range(100):
+            ids = np.arange(first, first + 500)
+            with record.lock:
+                record.update(ids, np.full(500, number, np.float32))
+                assert set(record.lookup(ids).losses.tolist()) <= {0.0, float(number)}
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, (0, 0, 250, 250)))
+    assert sum(record.counts[name] for name in ("hits", "misses")) == 4 * 100 * 500
+    assert record.items().counts.sum() == 4 * 100 * 500

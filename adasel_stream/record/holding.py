@@ -1,49 +1,31 @@
-"""What a record holds, row by row and as a whole: described, given away, taken in, restored."""
+"""What a record holds, row by row: counted, given away and taken in."""
 
 import threading
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.errors import RecordError
 from adasel_stream.keys import ids_of_keys
+from adasel_stream.record.engine import Stamps
 from adasel_stream.record.engines import make_engine
 from adasel_stream.record.entries import Entries, check_entries
-from adasel_stream.record.evicted import EVICTED_CELLS, EvictedAges, read_ages
+from adasel_stream.record.evicted import EvictedAges, read_ages
 from adasel_stream.record.inputs import versions_of
 from adasel_stream.record.known import Items
 from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.placing import place
 from adasel_stream.record.settings import Settings
 from adasel_stream.record.state import (
-    dump_table,
-    read_cursors,
-    read_field,
-    read_numbers,
-    read_table,
+    COUNTS,
 )
 from adasel_stream.record.table import Table
 from adasel_stream.record.ticks import Ticks
 
 __all__ = ["Holding"]
 
-_COUNTS: Final = (
-    *("hits", "misses", "stale", "stale_version"),
-    *("evicted", "dropped", "rejected"),
-)
 _NO_CHANGE: Final = 2**32 - 1
-
-
-class _Position(NamedTuple):
-    """What a record knows apart from its rows, checked."""
-
-    counts: dict[str, int]
-    evicted_ages: list[int]
-    version: int
-    ticks: Ticks
-    cursors: dict[str, tuple[int, int]]
 
 
 class Holding:
@@ -66,7 +48,7 @@ class Holding:
         self._clock = clock
         self._ticks = Ticks(clock)
         self.version = 0
-        self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
+        self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._oldest_change = _NO_CHANGE
 
     def __len__(self) -> int:
@@ -163,15 +145,16 @@ class Holding:
         >>> items.losses.tolist(), items.counts.tolist(), items.versions.tolist()
         ([1.5], [2], [9])
         """
-        keys, values = self.entries(0, self.capacity)
-        return Items(
-            ids=ids_of_keys(keys, self._settings.seed),
-            losses=values["last"].copy(),
-            ema=values["ema"].copy(),
-            age_s=(np.uint32(self._ticks.last) - values["tick"]).astype(np.float32),
-            counts=values["count"].copy(),
-            versions=values["version"].copy(),
-        )
+        with self.lock:
+            rows = self._table.entries(0, self.capacity, since_tick=1)
+            return Items(
+                ids=ids_of_keys(rows.keys, self.seed),
+                losses=rows.values["last"].copy(),
+                ema=rows.values["ema"].copy(),
+                age_s=(np.uint32(self._ticks.last) - rows.values["tick"]).astype(np.float32),
+                counts=rows.values["count"].copy(),
+                versions=rows.values["version"].copy(),
+            )
 
     def entries(self, start: int, stop: int, *, since_tick: int = 1) -> Entries:
         """Copy the rows of slots in [start, stop) that changed at `since_tick` or later.
@@ -217,93 +200,6 @@ class Holding:
             self._note_change(entries.values["tick"])
             return place(self._table, entries).kept
 
-    def position(self) -> dict[str, Any]:
-        """Describe what a record knows apart from its rows: counts, version, time and cursors.
-
-        It is plain data, and as JSON stays what it is.
-
-        >>> from adasel_stream.record import LossRecord
-        >>> sorted(LossRecord(capacity=100).position())
-        ['counts', 'cursors', 'evicted_ages', 'pending_counts', 'ticks', 'version']
-        """
-        with self.lock:
-            return {
-                "counts": dict(self._counts),
-                "evicted_ages": self._table.evicted.tolist(),
-                "pending_counts": {} if self._pending is None else self._pending.counts,
-                "version": self.version,
-                "ticks": self._ticks.state_dict(),
-                "cursors": dict(self.cursors),
-            }
-
-    def load_position(self, state: dict[str, Any]) -> None:
-        """Continue from what `position` described; the time since then has passed.
-
-        Counts of pending labels are read by a record that has some from one that had some.
-
-        Raises:
-            RecordError: if the state is damaged; this record is then unchanged.
-
-        >>> from adasel_stream.record import LossRecord
-        >>> record, resumed = LossRecord(capacity=100), LossRecord(capacity=100)
-        >>> resumed.load_position(record.position())
-        """
-        position = self._read_position(state)
-        with self.lock:
-            counts = read_field(state, "pending_counts", dict)
-            if self._pending is not None and counts:
-                self._pending.load_counts(counts)
-            self._take_position(position)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Describe the record exactly: arrays of the slots in use, numbers and strings.
-
-        >>> from adasel_stream.record import LossRecord
-        >>> record = LossRecord(capacity=100, seed=3)
-        >>> state = record.state_dict()
-        >>> state["capacity"], state["seed"]
-        (104, 3)
-        """
-        with self.lock:
-            return {
-                "capacity": self.capacity,
-                "seed": self.seed,
-                **self.position(),
-                "table": dump_table(self._table),
-                "pending": None if self._pending is None else self._pending.state_dict(),
-            }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the record that `state_dict` described, slot for slot.
-
-        All settings but these stay as this record was constructed.
-
-        Raises:
-            RecordError: if the state is damaged, belongs to a record of another capacity or seed,
-                or has pending labels and this record none; this record is then unchanged.
-
-        >>> import numpy as np
-        >>> from adasel_stream.record import LossRecord
-        >>> record, resumed = LossRecord(capacity=100), LossRecord(capacity=100)
-        >>> record.update(np.array([1]), np.array([0.25]))
-        >>> resumed.load_state_dict(record.state_dict())
-        >>> resumed.lookup(np.array([1])).losses.tolist()
-        [0.25]
-        """
-        for name, mine in (("capacity", self.capacity), ("seed", self.seed)):
-            if (theirs := read_field(state, name, int)) != mine:
-                raise RecordError(
-                    f"the state is of a record with {name} {theirs}, this one has {mine}: "
-                    f"construct it with {name}={theirs}"
-                )
-        with self.lock:
-            position = self._read_position(state)
-            rows = read_table(self._table, read_field(state, "table", dict), position.ticks.last)
-            self._load_pending(state)
-            rows.restore(self._table)
-            self._take_position(position)
-            self._oldest_change = 0
-
     def take_oldest_change(self) -> int:
         """Return the oldest tick before its time that a row was given since the last call.
 
@@ -317,33 +213,12 @@ class Holding:
     def _note_change(self, ticks: npt.NDArray[np.uint32]) -> None:
         self._oldest_change = min(self._oldest_change, int(ticks.min(initial=_NO_CHANGE)))
 
-    def _read_position(self, state: dict[str, Any]) -> _Position:
-        counts = read_field(state, "counts", dict)
-        ticks = Ticks(self._clock)
-        ticks.load_state_dict(read_field(state, "ticks", dict))
-        return _Position(
-            counts={name: read_field(counts, name, int) for name in _COUNTS},
-            evicted_ages=read_numbers(state, "evicted_ages", EVICTED_CELLS),
-            version=read_field(state, "version", int),
-            ticks=ticks,
-            cursors=read_cursors(state),
-        )
-
-    def _take_position(self, position: _Position) -> None:
-        self._counts, self._ticks, self.cursors = position.counts, position.ticks, position.cursors
-        self._table.evicted[:] = position.evicted_ages
-        self.version = position.version
-
-    def _load_pending(self, state: dict[str, Any]) -> None:
-        theirs = state.get("pending")
-        if self._pending is None:
-            if theirs is not None:
-                raise RecordError(
-                    "the state has predictions that wait for labels: construct this record with "
-                    "pending=PendingLabels(...)"
-                )
-        elif theirs is None:
-            self._pending.clear()
-        else:
-            counts = read_field(state, "pending_counts", dict)
-            self._pending.load_state_dict(read_field(state, "pending", dict), counts)
+    def _record(
+        self, ids: npt.NDArray[np.int64], losses: npt.NDArray[np.float32], stamps: Stamps
+    ) -> None:
+        if len(stamps.ticks) != 1 or stamps.ticks[0] < stamps.now:
+            self._note_change(stamps.ticks)
+        outcome = self._engine.update(ids, losses, stamps, self._settings.decay)
+        self._counts["rejected"] += outcome.rejected
+        self._counts["evicted"] += outcome.evicted
+        self._counts["dropped"] += outcome.dropped

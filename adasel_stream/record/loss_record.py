@@ -3,29 +3,24 @@
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.errors import RecordError
 from adasel_stream.keys import keys_of_ids
 from adasel_stream.record.engine import Stamps, Window
-from adasel_stream.record.holding import Holding
 from adasel_stream.record.inputs import float_rows, int_ids, ticks_of, versions_of
+from adasel_stream.record.kept import Kept
 from adasel_stream.record.known import Known
 from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.settings import check_settings
-from adasel_stream.record.snapshots.counts import SnapshotCounts
 from adasel_stream.types import Ids
-
-if TYPE_CHECKING:  # see LossRecord.open
-    from adasel_stream.record.snapshots.keeper import SnapshotKeeper
 
 __all__ = ["LossRecord"]
 
 
-class LossRecord(Holding):
+class LossRecord(Kept):
     """Remember the loss of each instance in memory that never grows.
 
     A set-associative table of 24 bytes a slot. An id belongs to one bucket of eight slots; when
@@ -48,8 +43,9 @@ class LossRecord(Holding):
         clock: returns seconds. A step backwards counts as no time passed. Which id makes room
             follows the clock, so a run that must be repeated bit for bit with a full record
             needs one that follows the data, such as the event time or a count of steps.
-        engine: "numpy", "numba", which is several times as fast and compiles for a second or two
-            at first use, or "auto" for numba where it is installed. Both give the same record.
+        engine: "numpy", "numba", which is several times as fast and compiles for some three
+            seconds at first use, or "auto" for numba where it is installed. Both give the same
+            record.
         pending: predictions that wait for their labels, for `expect` and `join`.
 
     Attributes:
@@ -90,7 +86,6 @@ class LossRecord(Holding):
             raise TypeError(f"clock must return seconds when called, got {type(clock).__name__}")
         settings = check_settings(capacity, decay, max_age_s, max_version_lag, seed)
         super().__init__(settings, clock, engine, pending)
-        self._keeper: SnapshotKeeper | None = None
 
     @classmethod
     def open(
@@ -151,47 +146,6 @@ class LossRecord(Holding):
             salvage=salvage,
         )
         return record
-
-    @property
-    def kept(self) -> bool:
-        """Whether the record is kept in a folder."""
-        return self._keeper is not None
-
-    @property
-    def saved_cursors(self) -> dict[str, tuple[int, int]] | None:
-        """The cursors of the newest snapshot on disk; None if the record is not kept."""
-        return None if self._keeper is None else self._keeper.cursors
-
-    @property
-    def snapshots(self) -> SnapshotCounts:
-        """What became of the snapshots; all 0 if the record is not kept."""
-        return SnapshotCounts() if self._keeper is None else self._keeper.counts
-
-    def save(self, *, full: bool = False) -> None:
-        """Write a snapshot now.
-
-        Args:
-            full: write a new base instead of what changed.
-
-        Raises:
-            RecordError: if it cannot be written, the one before is intact then; or if this
-                process does not keep the record.
-        """
-        if self._keeper is None:
-            raise RecordError("this record is kept in no folder: open it by LossRecord.open")
-        self._keeper.save(full=full)
-
-    def close(self, *, save: bool = True) -> None:
-        """Stop keeping the record and free its folder; for any other record, do nothing.
-
-        Args:
-            save: write a last snapshot before.
-
-        Raises:
-            RecordError: if the last snapshot cannot be written; the folder is free all the same.
-        """
-        if self._keeper is not None:
-            self._keeper.close(save=save)
 
     def update(
         self,
@@ -344,13 +298,3 @@ class LossRecord(Holding):
                 "this record keeps no predictions: construct it with pending=PendingLabels(...)"
             )
         return self._pending
-
-    def _record(
-        self, ids: npt.NDArray[np.int64], losses: npt.NDArray[np.float32], stamps: Stamps
-    ) -> None:
-        if len(stamps.ticks) != 1 or stamps.ticks[0] < stamps.now:
-            self._note_change(stamps.ticks)
-        outcome = self._engine.update(ids, losses, stamps, self._settings.decay)
-        self._counts["rejected"] += outcome.rejected
-        self._counts["evicted"] += outcome.evicted
-        self._counts["dropped"] += outcome.dropped

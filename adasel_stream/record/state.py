@@ -1,5 +1,6 @@
-"""A table as plain arrays, and back, slot for slot."""
+"""A record as plain data, and back, slot for slot."""
 
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -7,12 +8,40 @@ import numpy.typing as npt
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record.entries import VALUE, Entries
+from adasel_stream.record.evicted import EVICTED_CELLS
 from adasel_stream.record.table import Table
+from adasel_stream.record.ticks import Ticks
 
-__all__ = ["Slots", "dump_table", "read_cursors", "read_field", "read_numbers", "read_table"]
+__all__ = [
+    "COUNTS",
+    "Position",
+    "Slots",
+    "dump_table",
+    "read_cursors",
+    "read_field",
+    "read_numbers",
+    "read_position",
+    "read_table",
+]
 
 _T = TypeVar("_T")
 _LAYOUT: Final = 1
+
+COUNTS: Final = (
+    *("hits", "misses", "stale", "stale_version"),
+    *("evicted", "dropped", "rejected"),
+)
+"""What a record counts."""
+
+
+class Position(NamedTuple):
+    """What a record knows apart from its rows, checked; see `LossRecord.position`."""
+
+    counts: dict[str, int]
+    evicted_ages: list[int]
+    version: int
+    ticks: Ticks
+    cursors: dict[str, tuple[int, int]]
 
 
 def dump_table(table: Table) -> dict[str, Any]:
@@ -92,6 +121,32 @@ def read_field(state: dict[str, Any], name: str, kind: type[_T]) -> _T:
             "pass what state_dict returned"
         )
     return value
+
+
+def read_position(state: dict[str, Any], clock: Callable[[], float]) -> Position:
+    """Return what a record knows apart from its rows.
+
+    Args:
+        state: what `LossRecord.position` returned.
+        clock: what the record's time goes on with.
+
+    Raises:
+        RecordError: if the state is damaged.
+
+    >>> from adasel_stream.record import LossRecord
+    >>> read_position(LossRecord(capacity=100).position(), clock=lambda: 0.0).version
+    0
+    """
+    counts = read_field(state, "counts", dict)
+    ticks = Ticks(clock)
+    ticks.load_state_dict(read_field(state, "ticks", dict))
+    return Position(
+        counts={name: read_field(counts, name, int) for name in COUNTS},
+        evicted_ages=read_numbers(state, "evicted_ages", EVICTED_CELLS),
+        version=read_field(state, "version", int),
+        ticks=ticks,
+        cursors=read_cursors(state),
+    )
 
 
 def read_cursors(state: dict[str, Any]) -> dict[str, tuple[int, int]]:
