@@ -33,12 +33,11 @@ class Column(Protocol):
     decode: Decoder | None
     """Applied to each part as it is read; None keeps the bytes."""
 
+    value: Decoder
+    """Makes of one part, apart from any batch, what a row of the column would be."""
+
     def join(self, values: list[Any]) -> Any:
         """Make a column of b values: a tensor, a list, or an array of objects, b rows."""
-        ...
-
-    def value(self, part: bytes) -> Any:
-        """Decode one part apart from any batch."""
         ...
 
 
@@ -83,19 +82,18 @@ def decode_part(extension: str, decode: Decoder, part: bytes) -> Any:
 
 
 class _Plain:
-    decode: Decoder | None = None
+    def __init__(self) -> None:
+        self.decode: Decoder | None = None
+        self.value: Decoder = bytes
 
     def join(self, values: list[bytes]) -> list[bytes]:
         return values
-
-    def value(self, part: bytes) -> bytes:
-        return part
 
 
 class _Decoded:
     def __init__(self, decode: Decoder) -> None:
         self.decode: Decoder | None = decode
-        self.value = decode
+        self.value: Decoder = decode
 
     def join(self, values: list[Any]) -> Any:
         return join_values(values)
@@ -106,6 +104,7 @@ class _Npy:
 
     def __init__(self) -> None:
         self.decode: Decoder | None = self._check
+        self.value: Decoder = _tensor
         self._head, self._size = b"", -1
 
     def _check(self, part: bytes) -> bytes:
@@ -120,9 +119,6 @@ class _Npy:
         if not all(len(value) == size and value.startswith(head) for value in values):
             return join_values([read_header(v).arrays([v])[0] for v in values])
         return torch.from_numpy(header.arrays(values))
-
-    def value(self, part: bytes) -> Tensor:
-        return torch.from_numpy(read_header(part).arrays([part])[0])
 
 
 def join_values(values: list[Any]) -> Any:
@@ -169,6 +165,10 @@ def _objects(values: Sequence[Any]) -> npt.NDArray[np.object_]:
     for i, value in enumerate(values):
         objects[i] = value
     return objects
+
+
+def _tensor(part: bytes) -> Tensor:
+    return torch.from_numpy(read_header(part).arrays([part])[0])
 
 
 def _json(part: bytes) -> Any:

@@ -81,7 +81,8 @@ class Samples:
         member_bytes, sample_bytes = self._limits.member_bytes, self._limits.sample_bytes
         count, deferred = len(columns), self._deferred
         key: bytes | None = None
-        parts: list[Part] = []
+        nothing: list[Part] = [b""] * count
+        parts = nothing
         seen = taken = 0  # seen: one bit for each part that is there
         damage: DamageError | None = None
         for name, kind, start, size, at in walk(
@@ -96,7 +97,7 @@ class Samples:
                     continue
                 if key is not None:
                     yield _sample(key, parts, count - seen.bit_count(), damage, at)
-                key, parts, seen, taken, damage = stem, [b""] * count, 0, 0, None
+                key, parts, seen, taken, damage = stem, nothing.copy(), 0, 0, None
                 if kind is END:
                     return
             column = columns.get(extension)

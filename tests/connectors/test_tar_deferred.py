@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from adasel_connectors.damage import OnError
 from adasel_connectors.shards import ShardFile
 from adasel_connectors.tar import TarSource
 from adasel_connectors.tar_samples import Limits, Samples
@@ -17,10 +18,12 @@ from adasel_stream.errors import ShardError
 from adasel_stream.types import Fetching
 from tests.connectors.shard_files import (
     END_OF_ARCHIVE,
+    add_member,
     header,
     make_samples,
     member,
     plain,
+    rows,
     write_tar,
 )
 
@@ -141,3 +144,75 @@ def test_a_rejected_part_larger_than_memory_costs_nothing(tmp_path: Path) -> Non
     (error,) = careful.fetch({"jpg": batch["jpg"]})["jpg"]
     assert isinstance(error, ShardError)
     assert careful.counts["unfetched_too_large"] == 1
+
+
+@pytest.mark.parametrize("policy", ["skip_sample", "skip_shard"])
+def test_damage_is_found_from_headers_as_without_deferring(tmp_path: Path, policy: OnError) -> None:
+    """Limits, missing and doubled parts, links, sparse files and cuts are counted all the same."""
+    sound = make_samples(30)
+    damaged = [
+        ("0", {"jpg": b"x" * 2000, "cls": b"0"}),
+        ("1", {"jpg": b"x" * 1600, "cls": b"1" * 600}),
+        ("2", {"cls": b"2"}),
+        ("3", {"jpg": b"x"}),
+        ("4", {"jpg": b"x", "JPG": b"y", "cls": b"4"}),
+        ("../5", {"jpg": b"x", "cls": b"5"}),
+        ("6", {"jpg": b"x", "cls": b"six"}),
+    ]
+    for i, one in enumerate(damaged):
+        write_tar(tmp_path / f"{i}.tar", [*sound[3 * i : 3 * i + 2], one, sound[3 * i + 2]])
+    with tarfile.open(tmp_path / "7.tar", "w") as shard:
+        add_member(shard, "7.jpg", b"", type=tarfile.SYMTYPE, linkname="/etc/passwd")
+        add_member(shard, "7.cls", b"7")
+    cut = write_tar(tmp_path / "8.tar", sound[24:])
+    cut.write_bytes(cut.read_bytes()[:5000])
+    limits: dict[str, Any] = {"max_member_bytes": 1600, "max_sample_bytes": 2000}
+    plain_one = TarSource(tmp_path, extensions=EXTENSIONS, on_error=policy, **limits)
+    later_one = later(tmp_path, on_error=policy, **limits)
+    expected = rows(plain_one, "jpg")
+    fetched = later_one.fetch({"jpg": references(later_one)})["jpg"]
+    assert fetched == expected
+    counts = later_one.counts
+    assert {name: counts[name] for name in plain_one.counts} == plain_one.counts
+    assert min(counts[kind] for kind in ("too_large", "incomplete", "duplicate_part", "cut")) > 0
+    assert min(counts[kind] for kind in ("unsafe_key", "decode", "not_regular")) > 0
+
+
+def test_a_part_that_cannot_be_decoded_is_counted_and_given_as_an_error(tmp_path: Path) -> None:
+    """Its neighbours are decoded; the error says which sample it was and what the decoder said."""
+    path = write_tar(tmp_path / "a.tar", [(f"{i}", {"jpg": b"%d" % i}) for i in (1, 0, 2)])
+    source = TarSource(
+        path,
+        extensions=("jpg",),
+        deferred=("jpg",),
+        decoders={"jpg": lambda part: 10 // int(part)},
+    )
+    first, second, third = source.fetch({"jpg": references(source)})["jpg"]
+    assert (first, third) == (10, 5)
+    assert isinstance(second, ShardError)
+    assert (
+        str(second) == "shard 'a.tar': sample 1: its jpg part cannot be decoded: ZeroDivisionError"
+    )
+    damage = second.__cause__
+    assert damage is not None
+    assert isinstance(damage.__cause__, ZeroDivisionError)
+    assert source.counts["unfetched_decode"] == 1
+
+
+def test_headers_of_all_writers_are_recognised(tmp_path: Path) -> None:
+    """Content behind ustar, GNU and pax headers, long names included, is found again."""
+    for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        samples = [(f"{'d' * 80}/{'é' * 40}{i}", {"jpg": b"%d" % i}) for i in range(3)]
+        path = write_tar(tmp_path / f"{format}.tar", samples, format=format)
+        source = TarSource(path, extensions=("jpg",), deferred=("jpg",))
+        assert source.fetch({"jpg": references(source)})["jpg"] == [b"0", b"1", b"2"]
+
+
+def test_deferred_extensions_must_be_among_those_read(folder: Path) -> None:
+    """A wrong argument is named at once."""
+    with pytest.raises(ValueError, match="deferred must be among"):
+        later(folder, deferred=("png",))
+    with pytest.raises(TypeError, match="one string"):
+        later(folder, deferred="jpg")
+    with pytest.raises(ValueError, match="different"):
+        later(folder, deferred=("jpg", "JPG"))
