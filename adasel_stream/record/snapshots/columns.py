@@ -7,7 +7,7 @@ page has a checksum.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any, Final
 
@@ -49,6 +49,14 @@ _SCHEMA: Final = pa.schema(
     ]
 )
 _COMPRESSED: Final = ("ema", "last", "tick", "count", "version")
+_WRITTEN: Final[dict[str, Any]] = {
+    # keys and ids are random bits, which no compression makes smaller
+    "compression": {name: "zstd" if name in _COMPRESSED else "none" for name in _SCHEMA.names},
+    "compression_level": dict.fromkeys(_COMPRESSED, 1),
+    "use_dictionary": ["tick", "count", "version"],
+    "write_page_checksum": True,
+    "store_schema": False,
+}
 _READ: Final = ["key", *(VALUE.names or ())]
 # what a row may claim of memory, encoded without any saving, and a page's and a dictionary's own
 _ROW_BYTES: Final = 64
@@ -115,16 +123,7 @@ def encode_groups(groups: Iterable[Entries], seed: int) -> Iterator[bytes]:
     b'PAR1'
     """
     pieces = Pieces()
-    writer = pq.ParquetWriter(
-        pieces,
-        _SCHEMA,
-        # keys and ids are random bits, which no compression makes smaller
-        compression={n: "zstd" if n in _COMPRESSED else "none" for n in _SCHEMA.names},
-        compression_level=dict.fromkeys(_COMPRESSED, 1),
-        use_dictionary=["tick", "count", "version"],
-        write_page_checksum=True,
-        store_schema=False,
-    )
+    writer = pq.ParquetWriter(pieces, _SCHEMA, **_WRITTEN)
     for group in groups:
         columns = {name: np.ascontiguousarray(group.values[name]) for name in VALUE.names or ()}
         columns |= {"key": group.keys, "id": ids_of_keys(group.keys, seed)}
@@ -244,7 +243,7 @@ class RowsFile:
         return Entries(keys, values)
 
     @contextmanager
-    def _arrow_errors(self) -> Iterator[None]:
+    def _arrow_errors(self) -> Generator[None]:
         try:
             yield
         # LookupError and UnicodeDecodeError: names of columns and metadata are bytes of the file

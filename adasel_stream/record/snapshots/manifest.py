@@ -178,7 +178,8 @@ def _manifest_of(document: dict[str, Any]) -> Manifest:
         _in_range(name, document[name], 1)
     if not (math.isfinite(document["created_s"]) and 0 <= document["decay"] < 1):
         raise ValueError("its time or its decay is out of range")
-    return Manifest(**document | {"files": files})
+    whole: dict[str, Any] = {**document, "files": files}
+    return Manifest(**whole)
 
 
 def _file_of(line: Any) -> FileEntry:
