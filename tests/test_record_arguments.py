@@ -54,6 +54,30 @@ def test_inputs_are_never_changed(dtype: type[np.floating[Any]]) -> None:
     np.testing.assert_array_equal(given_losses, losses)
 
 
+def test_arrays_may_lie_anywhere_in_memory() -> None:
+    """Every other row, rows backwards, rows of a file at an odd byte, and foreign byte orders."""
+    ids, losses = np.arange(6), np.arange(6, dtype=np.float32)
+    versions = ids.astype(np.uint16)
+    packed = np.zeros(
+        6, np.dtype([("flag", "u1"), ("id", "i8"), ("loss", "f4"), ("version", "u2")])
+    )
+    packed["id"], packed["loss"], packed["version"] = ids, losses, versions
+    odd_ids = np.frombuffer(b"x" + ids.tobytes(), np.int64, offset=1)
+    odd_losses = np.frombuffer(b"x" + losses.tobytes(), np.float32, offset=1)
+    for given_ids, given_losses, given_versions in (
+        (np.repeat(ids, 2)[::2], np.repeat(losses, 2)[::2], np.repeat(versions, 2)[::2]),
+        (ids[::-1], losses[::-1], versions[::-1]),
+        (packed["id"], packed["loss"], packed["version"]),
+        (odd_ids, odd_losses, versions),
+        (ids.astype(">i8"), losses.astype(">f4"), versions.astype(">u2")),
+    ):
+        record = LossRecord(100)
+        record.update(given_ids, given_losses, version=given_versions, age_s=given_losses)
+        assert record.lookup(given_ids).losses.tolist() == given_losses.tolist()
+        items = record.items()
+        assert items.ids.tolist() == items.losses.tolist() == items.versions.tolist()
+
+
 def test_lists_of_names_are_never_changed() -> None:
     """A list of strings stays as it was."""
     names = ["a", "b", "a"]

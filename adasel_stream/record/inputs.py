@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from operator import index
-from typing import Any, Final, SupportsIndex, cast
+from typing import Any, Final, SupportsIndex, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ __all__ = ["float_rows", "int_ids", "number", "ticks_of", "versions_of", "whole"
 
 _WANTED_IDS: Final = "ids must be an int64 array of shape (b,) or a list of str"
 _VERSIONS: Final = 2**16
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 def whole(name: str, value: object, low: int, high: int) -> int:
@@ -56,7 +57,7 @@ def int_ids(ids: object) -> npt.NDArray[np.int64]:
         ids: what the caller gave.
 
     Returns:
-        Shape (b,), int64, contiguous.
+        Shape (b,), int64, as compiled loops take it.
 
     Raises:
         RecordError: if ids have a wrong type or shape.
@@ -66,7 +67,7 @@ def int_ids(ids: object) -> npt.NDArray[np.int64]:
     """
     if isinstance(ids, np.ndarray):
         if ids.dtype == np.int64 and ids.ndim == 1:
-            return np.ascontiguousarray(ids)
+            return _in_order(ids)
         if ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64) or ids.ndim != 1:
             raise RecordError(f"{_WANTED_IDS}, got an array of {ids.dtype}, shape {ids.shape}")
         return ids.astype(np.int64)
@@ -85,7 +86,7 @@ def float_rows(name: str, numbers: object, rows: int) -> npt.NDArray[np.float32]
     """Return one number for each id as float32; what is beyond its range becomes infinite.
 
     Returns:
-        Shape (rows,), float32, contiguous.
+        Shape (rows,), float32, as compiled loops take it.
 
     Raises:
         RecordError: if they are not floating point, shape (rows,).
@@ -99,7 +100,7 @@ def float_rows(name: str, numbers: object, rows: int) -> npt.NDArray[np.float32]
     if numbers.shape != (rows,):
         raise RecordError(f"{name} have shape {numbers.shape}, expected ({rows},): one for each id")
     if numbers.dtype == np.float32:
-        return np.ascontiguousarray(numbers)
+        return _in_order(numbers)
     with np.errstate(over="ignore"):
         return numbers.astype(np.float32)
 
@@ -160,4 +161,10 @@ def versions_of(version: object, rows: int) -> npt.NDArray[np.uint16]:
             f"version must be an integer or integers of shape ({rows},), "
             f"got {version.dtype} of shape {version.shape}"
         )
-    return np.ascontiguousarray(version.astype(np.uint16, copy=False))
+    return _in_order(version.astype(np.uint16, copy=False))
+
+
+def _in_order(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """Return an array whose numbers follow one another, each where a processor wants it."""
+    ordered = np.ascontiguousarray(numbers)
+    return ordered if ordered.flags.aligned else ordered.copy()

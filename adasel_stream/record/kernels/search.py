@@ -6,7 +6,6 @@ from typing import Any, Final, TypeVar
 import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]  # it ships no types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from adasel_stream.record.table import WAYS
@@ -41,7 +40,6 @@ _FACTOR_2: Final = np.uint64(0xC4CEB9FE1A85EC53)
 _MIX_SHIFT, _WORD_HALF = np.uint64(33), np.uint64(32)
 # numba is typed in part only
 _types: Any = numba.types
-_codegen: Any = cgutils
 
 _njit: Any = numba.njit
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -61,7 +59,7 @@ def _prefetch_line(_typing: Any, array: Any, index: Any) -> Any:
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         line = builder.bitcast(builder.gep(data, [args[1]]), byte)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        function = _codegen.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         builder.call(function, [line, word(0), word(3), word(1)])  # read, keep, data
         return context.get_dummy_value()
 
