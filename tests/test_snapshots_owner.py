@@ -219,6 +219,30 @@ def fail_once(patch: pytest.MonkeyPatch, step: str, number: int) -> list[str]:
     return failed
 
 
+def test_a_copy_that_fails_is_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without memory for a copy nothing is lost: the next snapshot has late losses as well."""
+    clock = Clock()
+    with kept(tmp_path, clock=clock) as record:
+        clock.now_s += 100
+        record.update(ints(1, 2, 3), floats(1, 2, 3))
+        record.save()
+        clock.now_s += 100
+        record.update(ints(7), floats(7), age_s=150.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(record, "entries", out_of_memory)
+            with pytest.raises(RecordError, match="MemoryError; the one before is intact"):
+                record.save()
+        assert not record.copying
+        record.save()
+        expected = content(record)
+    assert saved_content(tmp_path) == expected
+
+
+def out_of_memory(start: int, stop: int, *, since_tick: int) -> None:
+    """Fail as a machine does that has no memory."""
+    raise MemoryError
+
+
 def test_background_failures_are_counted_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -104,9 +104,9 @@ class LossRecord(Kept):
         The folder has one owner; a killed one frees it at once. Snapshots are Parquet files, a
         base and what changed since, and any of them is restored at any capacity and number of
         ranks, the newest losses staying. A damaged file that holds changes ends what is
-        restored, with a warning. Copying a snapshot takes 24 bytes of memory for each row of it,
-        32 while it is written. Close the record, or the last seconds are only saved when the
-        program ends in peace.
+        restored, with a warning. While a snapshot is written it takes up to 40 bytes of memory
+        for each row of it. Close the record at the end; otherwise that happens when the program
+        ends in peace.
 
         Args:
             path: the record's folder, created if it is not there.

@@ -102,7 +102,7 @@ def _order(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     packed |= np.arange(len(keys), dtype=np.uint64)
     packed.sort()
     alike = np.zeros(len(keys) + 1, np.bool_)
-    np.equal(packed[1:] & ~row_mask, packed[:-1] & ~row_mask, out=alike[1:-1])
+    np.less_equal(packed[1:] ^ packed[:-1], row_mask, out=alike[1:-1])
     packed &= row_mask
     order = packed.view(np.int64)
     # a handful of keys in millions differ only in the bits that the row number took

@@ -82,14 +82,18 @@ class SnapshotFolder:
                 the next call tries again.
         """
         chain = () if full or self.broken or self._chain_is_long() else self._chain()
-        copy = copy_record(record, self._since_tick if chain else 1)
+        try:
+            copy = copy_record(record, self._since_tick if chain else 1)
+        except BaseException:
+            self.broken = True  # what changed before the copy is not known any more
+            raise
         if copy.since_tick == 0:  # the record became another: files of the old one contradict it
             chain = ()
         # until all is durable, a failure must not lose what `take_oldest_change` told once only
         self._since_tick = min(self._since_tick, copy.since_tick)
         try:
             self.manifest = self._write(record, copy, chain)
-        except OSError:
+        except (OSError, MemoryError):
             self._clean_up()
             raise
         self.broken, self._since_tick = False, copy.tick

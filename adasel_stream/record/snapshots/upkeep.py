@@ -54,11 +54,7 @@ def folders_of(path: str | os.PathLike[str]) -> list[Path]:
         RecordError: if there are none, or snapshots of several numbers of ranks, of which none
             is the whole record.
     """
-    folders = find_folders(path)
-    if not folders:
-        raise RecordError(
-            f"{os.fspath(path)!r} is no record: it has no rank-...-of-... with a {MANIFEST_NAME}"
-        )
+    folders = _found(path)
     sizes = sorted({read_manifest(folder).world_size for folder in folders})
     if len(sizes) > 1:
         raise RecordError(
@@ -77,7 +73,7 @@ def verify(path: str | os.PathLike[str], progress: Progress = unheard) -> list[F
     Raises:
         RecordError: if there is no record, or a newer release wrote it.
     """
-    folders = find_folders(path) or folders_of(path)
+    folders = _found(path)
     findings: list[Finding] = []
     with contextlib.ExitStack() as stack:
         snapshots: list[Snapshot] = []
@@ -121,6 +117,15 @@ def compact(path: str | os.PathLike[str], progress: Progress = unheard) -> Compa
         bytes_before=sum(size for _, size in before),
         bytes_after=sum(size for _, size in after),
     )
+
+
+def _found(path: str | os.PathLike[str]) -> list[Path]:
+    folders = find_folders(path)
+    if not folders:
+        raise RecordError(
+            f"{os.fspath(path)!r} is no record: it has no rank-...-of-... with a {MANIFEST_NAME}"
+        )
+    return folders
 
 
 def _compact_folder(folder: Path, progress: Progress, done: int, total: int) -> None:
