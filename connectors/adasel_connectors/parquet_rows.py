@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping
-from contextlib import suppress
 from functools import partial
 from itertools import accumulate
 from threading import Lock
@@ -73,6 +72,9 @@ class ParquetRows:
         found = {name: find_leaf(name, self._types[name], opened.schema) for name in deferred}
         self._leaves = {name: leaf for name, leaf in found.items() if leaf is not None}
         self._read = {name: value_reader(self._types[name]) for name in self._leaves}
+        self._unfamiliar = {
+            (name, group) for name in deferred for group in groups if name not in self._leaves
+        }
 
     def values(self, name: str, references: list[list[int]]) -> tuple[list[Any], int]:
         """Read values of a column; a `DamageError` stands for one that cannot be had."""
@@ -98,9 +100,11 @@ class ParquetRows:
         if group == len(self._ends):
             return [DamageError("changed", "the shard has no such row")] * len(rows)
         try:
-            if name in self._leaves:
-                with suppress(UnfamiliarError):
+            if (name, group) not in self._unfamiliar:
+                try:
                     return self._picked(name, group, rows)
+                except UnfamiliarError:
+                    self._unfamiliar.add((name, group))
             return self._decoded(name, group, rows)
         except DamageError as damage:
             return [damage] * len(rows)
