@@ -61,22 +61,24 @@ def open_record(folder: Path, save_every_s: float) -> LossRecord:
 
 
 def train(folder: Path, seed: int, report: int) -> None:
-    """Drain and save for ever; report when that begins."""
+    """Drain and save as long as the experiment runs; report when that begins."""
+    experiment = os.getppid()
     rng = random.Random(seed)
     record = open_record(folder, save_every_s=0.005)
     feed = LossFeed(folder / "serving", poll_every_s=0.001)
     os.write(report, b"!")
-    while True:
+    while os.getppid() == experiment:
         if not feed.poll(record, rng.randint(1, 40)):
             time.sleep(0.0005)
 
 
 def serve(folder: Path, number: int, report: int) -> None:
-    """Write for ever, a few rows at a time, and report how many are certainly published."""
+    """Write as long as the experiment runs, and report how many rows are certainly published."""
+    experiment = os.getppid()
     rng = random.Random(number)
     writer = LossWriter(folder / "serving", segment_rows=128, publish_every_s=0.002)
     written = 0
-    while True:
+    while os.getppid() == experiment:
         # fewer than one buffer holds, so that none is dropped however long a disk may take
         for _ in range(rng.randint(1, 20)):
             ids = np.arange(written, written + rng.randint(1, 5)) + number * ROWS_PER_SERVER
