@@ -47,6 +47,9 @@ class ServedArm:
         ahead_rows: how many flights past the end of its turn the loader reads at most.
         sampling_rate: share of candidates to train on, in (0, 1].
         seed: of the selection.
+
+    Attributes:
+        serving, turn_rows: as given.
     """
 
     charges = _CHARGES
@@ -67,7 +70,7 @@ class ServedArm:
         self.name = name
         self.learner = learner
         self.serving = serving
-        self._turn_rows = turn_rows
+        self.turn_rows = turn_rows
         self._ahead_rows = ahead_rows
         self._watch = Stopwatch()
         self.metrics = Metrics(
@@ -109,9 +112,9 @@ class ServedArm:
         self._take_over()
         version = self._record.version
         if version == 0:  # nothing is served yet of the first turn
-            self._ask(self._turn_rows + self._ahead_rows)
+            self._ask(self.turn_rows + self._ahead_rows)
             self._take_over()
-        self._ask((version + 2) * self._turn_rows + self._ahead_rows)
+        self._ask((version + 2) * self.turn_rows + self._ahead_rows)
         self._arm.advance(until)
         self._record.version = version + 1
 

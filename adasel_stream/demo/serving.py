@@ -45,7 +45,7 @@ class Serving:
         losses: folder where segments of losses appear, for a `LossFeed`.
         served: flights served of the stream, as far as their losses were taken over.
         rows: losses taken over.
-        seconds: what the server's forward passes took for those.
+        seconds: processor time that the server's forward passes took for those.
 
     Raises:
         OSError: the folder cannot be made.

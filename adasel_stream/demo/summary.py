@@ -55,7 +55,8 @@ class Figures(NamedTuple):
         trained: samples that it was trained on.
         scored: samples that it had to score to choose.
         passes: its cost in forward passes of one sample, by arithmetic.
-        seconds: its cost as measured: training, and choosing where that is not even.
+        seconds: its cost as measured, processor time: training, and choosing where that is not
+            even.
         accounting_s: seconds that are not counted, because the arm could do without: they serve
             the progressive loss.
     """
@@ -77,13 +78,15 @@ class Served(NamedTuple):
 
     Attributes:
         rows: losses that it wrote.
-        seconds: what its forward passes took.
+        seconds: processor time that its forward passes took.
         unknown: candidates whose loss the trainer did not know in time.
+        turn_rows: flights between two models that were published.
     """
 
     rows: int
     seconds: float
     unknown: int
+    turn_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +142,11 @@ class Summary:
     @property
     def _served_verdict(self) -> str:
         loss = {name: f"{one.loss:.4f}" for name, one in self.figures.items()}
+        spent, scoring = (self.share_of_full(name, measured=False) for name in (SERVING, SCORING))
         return (
-            f"By losses from serving, AdaSelection {_SAYS[self.judged(SCORING)]} AdaSelection by "
-            f"scoring: loss {loss[SERVING]} against {loss[SCORING]}, difference "
+            f"By losses from serving, AdaSelection spends {spent:.0%} of full training's passes, "
+            f"against {scoring:.0%} by scoring. With them it {_SAYS[self.judged(SCORING)]} "
+            f"AdaSelection by scoring: loss {loss[SERVING]} against {loss[SCORING]}, difference "
             f"{self.against[SCORING]} (two standard errors). It {_SAYS[self.judged(UNIFORM)]} "
             f"uniform selection of the same cost: loss {loss[UNIFORM]}, difference "
             f"{self.against[UNIFORM]}. It {_SAYS[self.judged(FULL)]} full training: loss "
@@ -230,6 +235,7 @@ def _served(arm: ServedArm) -> Served:
         rows=arm.serving.rows,
         seconds=arm.serving.seconds,
         unknown=arm.metrics.score_rows["unknown"],
+        turn_rows=arm.turn_rows,
     )
 
 
