@@ -79,8 +79,9 @@ class Job:
             model=self.model,
             sampling_rate=SAMPLING_RATE,
             batch_size=BATCH_SIZE,
-            # Too small for all rows, so that what is evicted counts; time decides that.
-            record=LossRecord(capacity=ROWS // 2, clock=lambda: 0.0),
+            # Too small for all rows, so that what is evicted counts; time decides that. Each child
+            # would compile the other engine anew.
+            record=LossRecord(capacity=ROWS // 2, clock=lambda: 0.0, engine="numpy"),
             ids="id",
             seed=1,
         )

@@ -12,6 +12,7 @@ from adasel_stream.record import LossRecord, holding
 from adasel_stream.record.engine import Engine
 from adasel_stream.record.engines import make_engine
 from adasel_stream.record.table import Table
+from adasel_stream.record.ticks import FIRST_TICK
 
 WORD = 2**64
 """How many keys there are."""
@@ -75,7 +76,7 @@ class Model:
 
     def __init__(self, buckets: int, decay: float, seed: int) -> None:
         self.buckets: dict[int, list[Row | None]] = {b: [None] * 8 for b in range(buckets)}
-        self.decay, self.seed, self.tick = decay, seed, 1
+        self.decay, self.seed, self.tick = decay, seed, FIRST_TICK
         self.dropped = self.rejected = 0
         self.evicted_ages_s: list[int] = []
 

@@ -9,6 +9,7 @@ import pytest
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
 from adasel_stream.record.evicted import EVICTED_AGE_BOUNDS_S
+from adasel_stream.record.ticks import FIRST_TICK
 from tests.record_model import Clock, computing_with, floats, ints, same_bucket
 
 
@@ -33,7 +34,15 @@ def test_a_loss_is_as_old_as_it_says() -> None:
     record.update(ints(1, 2), floats(1, 2), age_s=7)
     record.update(ints(3, 4, 5), floats(3, 4, 5), age_s=floats(2.9, 0, 10**9))
     clock.now_s += 1
-    assert record.lookup(ints(1, 2, 3, 4, 5)).age_s.tolist() == [8, 8, 3, 1, 1_001]
+    assert record.lookup(ints(1, 2, 3, 4, 5)).age_s.tolist() == [8, 8, 3, 1, FIRST_TICK + 1_000]
+
+
+@pytest.mark.parametrize("engine", ["numpy", "numba"])
+def test_losses_may_be_older_than_the_record(engine: str) -> None:
+    """A record that begins today takes what serving said yesterday for what it is."""
+    record = LossRecord(100, max_age_s=20, engine=engine)
+    record.update(ints(1, 2), floats(1, 2), age_s=floats(30, 10))
+    assert record.lookup(ints(1, 2)).known.tolist() == [False, True]
 
 
 def test_an_age_below_zero_counts_as_zero() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
 from adasel_stream.record.entries import VALUE, Entries
+from adasel_stream.record.ticks import FIRST_TICK
 from tests.record_model import Clock, bucket_first, bucket_of, floats, ints, key_of, same_bucket
 
-_NOW = 900
+_NOW = FIRST_TICK + 899
 
 
 def rows_of(rows: list[tuple[int, int, float]], seed: int = 0) -> Entries:
@@ -27,10 +28,10 @@ def rows_of(rows: list[tuple[int, int, float]], seed: int = 0) -> Entries:
 
 
 def old_record(capacity: int) -> LossRecord:
-    """Return an empty record whose time is at 900 seconds."""
+    """Return an empty record whose time has gone on for 899 seconds."""
     clock = Clock()
     record = LossRecord(capacity, clock=clock)
-    clock.now_s += _NOW - 1
+    clock.now_s += _NOW - FIRST_TICK
     assert record.tick == _NOW
     return record
 
@@ -151,7 +152,7 @@ def test_entries_since_a_tick_are_the_rows_that_changed() -> None:
     clock.now_s += 5
     record.update(ints(2, 3), floats(3, 4))
     since = record.tick
-    assert since == 6
+    assert since == FIRST_TICK + 5
     changed = record.entries(0, record.capacity, since_tick=since).values["last"]
     assert sorted(changed.tolist()) == [3, 4]
     assert len(record.entries(0, record.capacity).keys) == 3
@@ -177,7 +178,7 @@ def _damaged(name: str, value: float) -> Entries:
     ("entries", "message"),
     [
         (_damaged("tick", 0), "a row has tick 0"),
-        (_damaged("tick", 901), "a row is younger than the record"),
+        (_damaged("tick", _NOW + 1), "a row is younger than the record"),
         (_damaged("ema", np.nan), "an average is not finite"),
         (_damaged("last", np.inf), "a loss is not finite"),
         (Entries(np.zeros(1, np.uint64), np.zeros(2, VALUE)), r"shape \(1,\) and .* \(2,\)"),

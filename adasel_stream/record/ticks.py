@@ -5,13 +5,17 @@ from typing import Any, Final
 
 from adasel_stream.errors import RecordError
 
-__all__ = ["Ticks"]
+__all__ = ["FIRST_TICK", "Ticks"]
 
 _MAX_TICK: Final = 2**32 - 1
 
 
+FIRST_TICK: Final = 30 * 86_400
+"""A month of seconds: losses older than the record itself have ticks, too."""
+
+
 class Ticks:
-    """Count whole seconds from 1 while the clock may jump.
+    """Count whole seconds from `FIRST_TICK` while the clock may jump.
 
     A step backwards counts as no time passed, and time goes on from there; were ticks the
     difference to a fixed beginning, a clock that ran ahead once would stop them until it is due.
@@ -24,14 +28,14 @@ class Ticks:
 
     >>> readings = iter([50.0, 51.5, 10.0, 11.0])
     >>> ticks = Ticks(lambda: next(readings))
-    >>> ticks.now(), ticks.now(), ticks.now()
-    (2, 2, 3)
+    >>> [ticks.now() - FIRST_TICK for _ in range(3)]
+    [1, 1, 2]
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._read_s = float(clock())
-        self._elapsed_s = 0.0
+        self._elapsed_s = float(FIRST_TICK - 1)
 
     @property
     def last(self) -> int:
