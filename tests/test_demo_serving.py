@@ -314,6 +314,34 @@ def test_server_that_fails_twice_at_the_same_flights_stops_the_run_with_a_senten
         _await_end(process)
 
 
+_DIES_ONCE_PUBLISHED = """
+import os, pathlib, sys
+from adasel_stream.demo import server
+died = pathlib.Path(sys.argv[1])
+if not died.exists():
+    died.touch()
+    server._answer = lambda told: os._exit(9)
+sys.exit(server.main())
+"""
+
+
+def test_losses_that_a_server_published_before_it_died_count_once(
+    prepared: Prepared,
+    serving: Serving,
+    tmp_path: Path,
+    told: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever takes its place serves the same flights again, and the trainer gets them once."""
+    command = [sys.executable, "-c", _DIES_ONCE_PUBLISHED, str(tmp_path / "died")]
+    monkeypatch.setattr(serving_module, "_COMMAND", command)
+    serving.ask(0, DelayNet(prepared.sizes).state_dict(), BATCH)
+    record = LossRecord(10_000)
+    assert serving.collect() == LossFeed(serving.losses).poll(record) == BATCH
+    assert "the serving process ended with code 9; another takes its place" in told
+    assert record.items().counts.tolist() == [1] * BATCH
+
+
 def test_server_without_room_for_losses_says_so(prepared: Prepared, serving: Serving) -> None:
     """A segment that cannot be published is an error, not a smaller number of losses."""
     shutil.rmtree(serving.losses)
