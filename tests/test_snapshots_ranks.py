@@ -48,7 +48,7 @@ def learn_own(record: LossRecord, rank: int, world_size: int, rng: np.random.Gen
     """Update a rank's record with ids of its own shards, some of them new."""
     shards = shard_range(rank, world_size)
     ids = rng.integers(0, 3000, 600)
-    probe = LossRecord(8000)
+    probe = LossRecord(8000, engine="numpy")
     probe.update(ids, np.ones(len(ids)))
     mine = [
         id_

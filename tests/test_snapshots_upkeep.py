@@ -253,7 +253,7 @@ def test_a_table_that_does_not_fit_is_refused(
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     pc.write_csv(pa.table(columns), tmp_path / "t.csv")
     for name in ("t.parquet", "t.csv"):
-        record = LossRecord(100)
+        record = LossRecord(100, engine="numpy")
         with pytest.raises(RecordError, match=message):
             import_rows(record, tmp_path / name)
         assert len(record) == 0
@@ -264,4 +264,4 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.parquet or \.csv, got '\.txt'"):
         export_rows(tmp_path, tmp_path / "t.txt")
     with pytest.raises(ValueError, match=r"ends in \.parquet or \.csv, got ''"):
-        import_rows(LossRecord(100), tmp_path / "t")
+        import_rows(LossRecord(100, engine="numpy"), tmp_path / "t")

@@ -64,6 +64,15 @@ def export_rows(
         ValueError: if the target has another ending.
         RecordError: if there is no record, or a file of it is damaged.
         OSError: if the target cannot be written.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     record = LossRecord.open(path, capacity=100)
+    ...     record.update(np.array([3, -4]), np.array([0.5, 0.25]))
+    ...     record.close()
+    ...     rows = export_rows(path, f"{path}/losses.csv")
+    ...     rows, import_rows(LossRecord(capacity=200), f"{path}/losses.csv")
+    (2, 2)
     """
     suffix = _suffix(target)
     with contextlib.ExitStack() as stack:

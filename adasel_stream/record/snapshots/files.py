@@ -79,6 +79,13 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         FileNotFoundError: if there is no manifest.
         DamagedSnapshotError: if the manifest is damaged.
         RecordError: if a newer release wrote it, or it cannot be read.
+
+    >>> import tempfile
+    >>> from adasel_stream.record import LossRecord
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     LossRecord.open(path, capacity=100).close()
+    ...     [file.name for file in read_manifest(f"{path}/rank-00000-of-00001").files]
+    ['base-000000000001.parquet']
     """
     path = Path(folder) / MANIFEST_NAME
     with open_regular(path) as file:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from adasel_stream.errors import RecordError
+from adasel_stream.ownership import LOCK_NAME, FolderLock
 from adasel_stream.record.snapshots.columns import sorted_groups
 from adasel_stream.record.snapshots.copying import Copy, Recorded, copy_record
 from adasel_stream.record.snapshots.files import (
@@ -22,7 +23,6 @@ from adasel_stream.record.snapshots.files import (
     write_rows,
 )
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME
-from adasel_stream.record.snapshots.lock import LOCK_NAME, FolderLock
 from adasel_stream.record.snapshots.manifest import FileEntry, Manifest
 
 __all__ = ["MAX_DELTAS", "SnapshotFolder"]

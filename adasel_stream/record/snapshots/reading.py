@@ -104,6 +104,16 @@ def merged(snapshot: Snapshot, shards: range = range(SHARDS)) -> Iterator[Entrie
 
     Raises:
         DamagedSnapshotError: if any file cannot be used.
+
+    >>> import tempfile
+    >>> from adasel_stream.record import LossRecord
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     record = LossRecord.open(path, capacity=100)
+    ...     record.update(np.array([3, -4]), np.array([0.5, 0.25]))
+    ...     record.close()
+    ...     with Snapshot(Path(path, "rank-00000-of-00001")) as snapshot:
+    ...         sum(len(rows.keys) for rows in merged(snapshot))
+    2
     """
     files = [snapshot.rows_of(entry) for entry in snapshot.manifest.rows]
     rows = sum(entry.rows for entry in snapshot.manifest.rows)

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from adasel_stream.errors import RecordError
+from adasel_stream.ownership import FolderLock
 from adasel_stream.record.entries import Entries
 from adasel_stream.record.snapshots.columns import SHARDS, DamagedSnapshotError
 from adasel_stream.record.snapshots.copying import Recorded, Rows
@@ -25,7 +26,6 @@ from adasel_stream.record.snapshots.layout import (
     shard_range,
     world_size_of,
 )
-from adasel_stream.record.snapshots.lock import FolderLock
 from adasel_stream.record.snapshots.manifest import FileEntry, Manifest
 from adasel_stream.record.snapshots.reading import Snapshot
 

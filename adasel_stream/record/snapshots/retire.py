@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from adasel_stream.errors import RecordError
+from adasel_stream.ownership import FolderLock
 from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.folder import SnapshotFolder
 from adasel_stream.record.snapshots.layout import (
@@ -16,7 +17,6 @@ from adasel_stream.record.snapshots.layout import (
     rank_folder,
     world_size_of,
 )
-from adasel_stream.record.snapshots.lock import FolderLock
 
 __all__ = ["retire_layouts"]
 

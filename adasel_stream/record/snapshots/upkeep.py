@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from adasel_stream.errors import RecordError
+from adasel_stream.ownership import FolderLock
 from adasel_stream.record.entries import Entries
 from adasel_stream.record.snapshots.columns import DamagedSnapshotError
 from adasel_stream.record.snapshots.files import (
@@ -17,7 +18,6 @@ from adasel_stream.record.snapshots.files import (
     write_rows,
 )
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders
-from adasel_stream.record.snapshots.lock import FolderLock
 from adasel_stream.record.snapshots.manifest import Manifest
 from adasel_stream.record.snapshots.reading import Snapshot, merged
 
@@ -72,6 +72,13 @@ def verify(path: str | os.PathLike[str], progress: Progress = unheard) -> list[F
 
     Raises:
         RecordError: if there is no record, or a newer release wrote it.
+
+    >>> import tempfile
+    >>> from adasel_stream.record import LossRecord
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     LossRecord.open(path, capacity=100).close()
+    ...     verify(path)
+    []
     """
     folders = _found(path)
     findings: list[Finding] = []
@@ -101,6 +108,13 @@ def compact(path: str | os.PathLike[str], progress: Progress = unheard) -> Compa
     Raises:
         RecordError: if there is no record, it is in use, or a file of it is damaged.
         OSError: if a base cannot be written; what was there before is intact.
+
+    >>> import tempfile
+    >>> from adasel_stream.record import LossRecord
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     LossRecord.open(path, capacity=100).close()
+    ...     compact(path).rows_after
+    0
     """
     folders = folders_of(path)
     before = [_sizes(read_manifest(folder)) for folder in folders]
