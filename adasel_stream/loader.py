@@ -113,6 +113,7 @@ class SelectingLoader:
         check_metrics(metrics, list(named))
         self.metrics = metrics
         feed = LossFeed(serving) if isinstance(serving, str | PathLike) else serving
+        self._own_feed = None if feed is serving else feed
         home = None if device is None else usable(device)
         self._decoder = decoder_for(decode, source, home, metrics.decode_rows)
         known = KnownLosses(scorer, record, ids, feed=feed, labels=labels, decoder=self._decoder)
@@ -269,6 +270,8 @@ class SelectingLoader:
         self._selector.drain()
         if self._decoder is not None:
             self._decoder.close()
+        if self._own_feed is not None:
+            self._own_feed.close()
         self._candidates.close()
 
     def __enter__(self) -> Self:

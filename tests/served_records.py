@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adasel_stream.atomic import replace_file
+from adasel_stream.ownership import LOCK_NAME
 from adasel_stream.serving.served import Cursor
 
 
@@ -93,6 +94,6 @@ def small_files_only(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def listed(folder: Path, ending: str) -> list[str]:
-    """Return the names in `folder` that end so, sorted."""
-    return sorted(name for name in os.listdir(folder) if name.endswith(ending))
+def listed(folder: Path, ending: str = "") -> list[str]:
+    """Return the names in `folder` that end so, sorted, without that of the feed's lock."""
+    return sorted(n for n in os.listdir(folder) if n.endswith(ending) and n != LOCK_NAME)

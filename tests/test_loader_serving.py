@@ -31,7 +31,7 @@ def served_loader(folder: Path, **options: Any) -> SelectingLoader:
     settings: dict[str, Any] = {
         "record": LossRecord(capacity=1000),
         "ids": "id",
-        "serving": LossFeed(folder, poll_every_s=0),
+        "serving": options.get("serving") or LossFeed(folder, poll_every_s=0),
         "sampling_rate": 0.25,
         "policy": "paper",
         "methods": ["big_loss"],
@@ -163,7 +163,8 @@ def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
     loader = served_loader(tmp_path, record=record, labels="y")
     with pytest.raises(BatchError, match=r"labels='y' is not in the batch, whose leaves are batch"):
         list(loader)
-    loader = served_loader(tmp_path, record=record, labels=lambda _: torch.zeros(3))
+    elsewhere = tmp_path / "elsewhere"
+    loader = served_loader(elsewhere, record=record, labels=lambda _: torch.zeros(3))
     with pytest.raises(BatchError, match=r"gives shape \(3,\), expected \(16,\): one per row"):
         list(loader)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
 from adasel_stream.record.pending import PendingLabels
 from adasel_stream.serving import LossFeed, LossWriter, ServedRecord, inbox, listing
@@ -94,7 +95,7 @@ def test_the_writer_and_the_feed_agree(tmp_path: Path, feed: LossFeed, clock: Cl
         assert drain(feed, record, clock) == 253
     assert record.applied == dict.fromkeys(range(250), 1)
     assert list(record.expected) == [1000, 1001, 1002]
-    assert os.listdir(tmp_path) == []
+    assert listed(tmp_path) == []
 
 
 def test_predictions_without_a_place_are_ignored_and_counted(
@@ -354,7 +355,7 @@ def test_a_damaged_segment_is_set_aside(tmp_path: Path, feed: LossFeed, clock: C
     record = CountingRecord()
     assert drain(feed, record, clock) == 4
     assert list(record.applied) == [0, 10, 2, 12]
-    assert os.listdir(tmp_path) == [f"{segment_name(A, 1)}.damaged"]
+    assert listed(tmp_path) == [f"{segment_name(A, 1)}.damaged"]
     assert feed.counts["segments_damaged"] == 1
     assert feed.counts["segments_missing"] == 0
 
@@ -458,7 +459,7 @@ def test_what_dead_writers_left_is_removed(tmp_path: Path, feed: LossFeed, clock
         (tmp_path / temporary_name(name, 1)).write_bytes(b"being written")
         drain(feed, record, clock)
         assert sorted(record.applied) == [1, 2]
-        assert sorted(os.listdir(tmp_path)) == sorted([temporary_name(name, 1), f"{name}.lock"])
+        assert listed(tmp_path) == sorted([temporary_name(name, 1), f"{name}.lock"])
 
 
 def test_a_writer_whose_lock_was_removed_shows_it_again(
@@ -598,6 +599,7 @@ def test_any_history_applies_each_row_once(
             case "s":
                 record.save(state)
             case _:
+                feed.close()  # as if it were dead
                 record, feed = CountingRecord.load(state), LossFeed(serving, clock=clock)
     drain(feed, record, clock)
     assert record.applied == dict.fromkeys(range(next_id), 1)
@@ -629,3 +631,16 @@ def test_rows_may_come_while_the_feed_drains(tmp_path: Path) -> None:
     thread.join()
     assert record.applied.total() == len(record.applied) == counts["rows_written"]
     assert feed.counts["segments_missing"] == 0
+
+
+def test_a_folder_has_one_feed(tmp_path: Path) -> None:
+    """Two trainers, or two ranks with one path, would each get a part of the losses."""
+    feed = LossFeed(tmp_path)
+    with pytest.raises(
+        RecordError, match=r"serving folder .* has an owner already, process \d+ on"
+    ):
+        LossFeed(tmp_path)
+    feed.close()
+    second = LossFeed(tmp_path)
+    del second
+    LossFeed(tmp_path).close()

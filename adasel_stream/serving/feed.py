@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from adasel_stream.ownership import FolderLock
 from adasel_stream.serving.backlog import Backlog, Loaded
 from adasel_stream.serving.inbox import Inbox, removable
 from adasel_stream.serving.listing import Listing, remove_remains
@@ -43,7 +44,8 @@ class LossFeed:
     counted. A segment of a newer format version stays where it is, and so do all later ones of
     its writer. Files that are not ours are left alone.
 
-    One feed a folder, and not to be used by two threads at once.
+    One feed a folder: a second one, in whichever process, is refused until this one is closed, no
+    longer used, or dead. Not to be used by two threads at once.
 
     Args:
         folder: where `LossWriter` writes; created if it is missing.
@@ -56,6 +58,7 @@ class LossFeed:
         TypeError: if an argument has the wrong type.
         ValueError: if poll_every_s is out of its range.
         OSError: if the folder cannot be created.
+        RecordError: if another feed has the folder.
 
     >>> import tempfile
     >>> from adasel_stream import LossRecord
@@ -89,6 +92,7 @@ class LossFeed:
         os.makedirs(self._folder, exist_ok=True)
         self._poll_every_s = float(poll_every_s)
         self._clock, self._wall_clock = clock, wall_clock
+        self._owner = FolderLock(self._folder, what="serving")
         self._inbox = Inbox(self._folder)
         self._refusals = Refusals(_log, "it is tried again")
         self._backlog = Backlog(self._folder, self._inbox, self._refusals)
@@ -125,6 +129,10 @@ class LossFeed:
     def newest_age_s(self) -> float:
         """Age in seconds of the newest row that was applied, infinite before the first."""
         return max(0.0, self._wall_clock() - self._newest_s)
+
+    def close(self) -> None:
+        """Give the folder up, so that another feed may drain it; again, it does nothing."""
+        self._owner.release()
 
     def poll(self, record: ServedRecord, max_rows: int = 16_384) -> int:
         """Apply rows that have come to `record`.
