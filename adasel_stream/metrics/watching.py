@@ -254,15 +254,23 @@ def _show_reliability(run: Counted, staleness: KnowsReliability) -> None:
     run.record_reliability_ratio = dict(zip(AGES, staleness.reliability, strict=True))
 
 
+def _no_counts(_: object) -> dict[str, int]:
+    return {}
+
+
+def _no_sizes(_run: Counted, _: object) -> None:
+    pass
+
+
 _COUNTS_OF: Final[Mapping[str, Any]] = {
     "record": _record_counts,
     "source": _source_counts,
     "feed": _feed_counts,
-    "staleness": lambda _: {},
+    "staleness": _no_counts,
 }
 _SIZES_OF: Final[Mapping[str, Any]] = {
     "record": _show_record,
-    "source": lambda *_: None,
+    "source": _no_sizes,
     "feed": _show_feed,
     "staleness": _show_reliability,
 }
