@@ -10,7 +10,8 @@ that happens later derives from `AdaselError`::
     ├── SourceError        the wrapped source raised or cannot be resumed
     │   └── ShardError     a damaged shard or sample, named by shard, offset and reason
     ├── DecodeError        chosen samples cannot be decoded, one after the other
-    ├── RecordError        the loss record was asked for something it cannot hold
+    ├── RecordError        the loss record was given what it cannot hold, or has no place to be
+    │   └── DamagedSnapshotError     a file of its snapshot does not hold what it should
     └── CheckpointError    a checkpoint that cannot be written, read or loaded
         ├── CorruptCheckpointError   its checksum or layout does not hold
         └── CheckpointVersionError   it was written by a newer format version
@@ -22,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointVersionError",
     "CorruptCheckpointError",
+    "DamagedSnapshotError",
     "DecodeError",
     "MethodError",
     "RecordError",
@@ -60,7 +62,11 @@ class DecodeError(AdaselError):
 
 
 class RecordError(AdaselError):
-    """The loss record was given ids or losses that it cannot hold."""
+    """The loss record was given what it cannot hold, or its folder cannot be used."""
+
+
+class DamagedSnapshotError(RecordError):
+    """A file of a record's snapshot does not hold what it should."""
 
 
 class CheckpointError(AdaselError):

@@ -25,12 +25,13 @@ import numpy as np
 import numpy.ma  # np.unique imports it at its first call: loaded once, before any fork
 import numpy.typing as npt
 
+from adasel_stream.errors import DamagedSnapshotError
 from adasel_stream.keys import ids_of_keys
 from adasel_stream.record import LossRecord
 from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.snapshots import manifest as manifests
-from adasel_stream.record.snapshots.columns import DamagedSnapshotError, encode_groups
+from adasel_stream.record.snapshots.columns import encode_groups
 from adasel_stream.record.snapshots.files import checked_rows
 from adasel_stream.record.snapshots.manifest import FileEntry, Manifest
 from adasel_stream.record.snapshots.upkeep import compact

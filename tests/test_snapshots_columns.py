@@ -11,6 +11,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped] # pyarrow ships no 
 import pytest
 from hypothesis import given, settings
 
+from adasel_stream.errors import DamagedSnapshotError
 from adasel_stream.keys import ids_of_keys
 from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.snapshots import columns
@@ -68,7 +69,7 @@ def test_a_range_of_shards_leaves_other_row_groups_unread() -> None:
         file[200] ^= 1  # a page of the first row group
         read = RowsFile(io.BytesIO(file), 2**12, "f")
         assert sum(len(group.keys) for group in read.groups(range(512, 640))) == 512
-        with pytest.raises(columns.DamagedSnapshotError):
+        with pytest.raises(DamagedSnapshotError):
             list(read.groups(range(64)))
 
 

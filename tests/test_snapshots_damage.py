@@ -15,12 +15,11 @@ import pyarrow as pa  # type: ignore[import-untyped] # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
-from adasel_stream.errors import RecordError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record import LossRecord
 from adasel_stream.record.entries import Entries
 from adasel_stream.record.snapshots import manifest as manifests
 from adasel_stream.record.snapshots.columns import (
-    DamagedSnapshotError,
     RowsFile,
     encode_groups,
 )

@@ -1,7 +1,7 @@
 """Signals that ask a run to stop: it goes on to a point where it can be saved."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 __all__ = ["Stop"]
@@ -52,11 +52,6 @@ class Stop:
             self._before[number] = signal.signal(number, self._notice)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Give them back."""
         self._restore()

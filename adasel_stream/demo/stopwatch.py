@@ -1,7 +1,6 @@
 """Time of one contestant alone, while several take turns in one thread."""
 
 import time
-from types import TracebackType
 
 __all__ = ["Stopwatch"]
 
@@ -34,12 +33,7 @@ class Stopwatch:
         """Run."""
         self._since = time.thread_time()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stand still."""
         self._held = self()
         self._since = None

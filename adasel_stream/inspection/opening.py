@@ -6,8 +6,7 @@ import shlex
 from collections.abc import Generator
 from pathlib import Path
 
-from adasel_stream.errors import RecordError
-from adasel_stream.record.snapshots.columns import DamagedSnapshotError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME, world_size_of
 from adasel_stream.record.snapshots.manifest import Manifest
 from adasel_stream.record.snapshots.reading import Snapshot

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from adasel_stream.errors import RecordError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.inspection.opening import check_folder
 from adasel_stream.record import LossRecord
 from adasel_stream.record.pending import PendingLabels
-from adasel_stream.record.snapshots.columns import DamagedSnapshotError
 from adasel_stream.record.snapshots.exchange import import_rows
 from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders

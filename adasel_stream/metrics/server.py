@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from threading import Thread
-from types import TracebackType
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -51,12 +50,7 @@ class Server:
         """Return the server itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop serving."""
         self.close()
 

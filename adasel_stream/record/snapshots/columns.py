@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa  # type: ignore[import-untyped] # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from adasel_stream.errors import RecordError
+from adasel_stream.errors import DamagedSnapshotError
 from adasel_stream.keys import ids_of_keys
 from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.snapshots.pieces import Pieces
@@ -24,7 +24,6 @@ from adasel_stream.record.snapshots.pieces import Pieces
 __all__ = [
     "GROUP_ROWS",
     "SHARDS",
-    "DamagedSnapshotError",
     "RowsFile",
     "encode_groups",
     "shards_of",
@@ -61,10 +60,6 @@ _READ: Final = ["key", *(VALUE.names or ())]
 # what a row may claim of memory, encoded without any saving, and a page's and a dictionary's own
 _ROW_BYTES: Final = 64
 _GROUP_BYTES: Final = 2**20
-
-
-class DamagedSnapshotError(RecordError):
-    """A file of a snapshot does not hold what it should."""
 
 
 def shards_of(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import IO, Final
 
 from adasel_stream.atomic import replace_file
-from adasel_stream.errors import RecordError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record.entries import Entries
 from adasel_stream.record.snapshots import manifest as manifests
 from adasel_stream.record.snapshots.columns import (
-    DamagedSnapshotError,
     RowsFile,
     encode_groups,
 )

@@ -18,8 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeAlias, get_type_hints
 
-from adasel_stream.errors import RecordError
-from adasel_stream.record.snapshots.columns import DamagedSnapshotError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record.state import read_cursors
 
 __all__ = [

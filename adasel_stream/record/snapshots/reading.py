@@ -3,16 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Final
 
 import numpy as np
 
+from adasel_stream.errors import DamagedSnapshotError
 from adasel_stream.record.entries import Entries
 from adasel_stream.record.snapshots.columns import (
     GROUP_ROWS,
     SHARDS,
-    DamagedSnapshotError,
     RowsFile,
 )
 from adasel_stream.record.snapshots.files import checked_rows, open_regular, read_manifest
@@ -53,12 +52,7 @@ class Snapshot:
         """Hold the files."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the files."""
         self.close()
 

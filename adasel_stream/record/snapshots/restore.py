@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from adasel_stream.errors import RecordError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.ownership import FolderLock
 from adasel_stream.record.entries import Entries
-from adasel_stream.record.snapshots.columns import SHARDS, DamagedSnapshotError
+from adasel_stream.record.snapshots.columns import SHARDS
 from adasel_stream.record.snapshots.copying import Recorded, Rows
 from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.folder import SnapshotFolder

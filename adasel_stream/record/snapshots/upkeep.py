@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from adasel_stream.errors import RecordError
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.ownership import FolderLock
 from adasel_stream.record.entries import Entries
-from adasel_stream.record.snapshots.columns import DamagedSnapshotError
 from adasel_stream.record.snapshots.files import (
     read_manifest,
     remove_unnamed,
