@@ -137,6 +137,24 @@ def test_import_adds_to_a_record_with_its_own_settings(
     assert "2.5" in run("top", path, "--id", 5000).out
 
 
+def test_import_never_makes_a_record_smaller(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], run: Run
+) -> None:
+    """A capacity below the record's is a wrong argument, and its deltas stay as they are."""
+    table = tmp_path / "one.csv"
+    table.write_text("id,loss\n5000,2.5\n")
+    before = {file: file.read_bytes() for file in files_of(path)}
+    with pytest.raises(SystemExit) as ended:
+        main(["record", "import", str(path), "--from", str(table), "--capacity", "1000"])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert f"at least the 40,000 slots of the record '{path}', got 1,000: leave it out" in told
+    assert {file: file.read_bytes() for file in files_of(path)} == before
+    assert run("import", path, "--from", table, "--capacity", SLOTS - 7).code == 0
+    assert run("import", path, "--from", table, "--capacity", 2 * SLOTS).code == 0
+    assert "1,502 in 80,000 slots" in run("inspect", path).out
+
+
 def test_import_says_that_ranks_share_anew(tmp_path: Path, run: Run) -> None:
     """A record of two ranks takes a file in as one, and nothing of either is lost."""
     path, table = tmp_path / "record", tmp_path / "new.csv"

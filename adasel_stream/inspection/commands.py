@@ -101,7 +101,9 @@ def _add_import(tasks: Any) -> None:
         help="file to read, ends in .parquet or .csv, with columns id and loss",
     )
     task.add_argument(
-        "--capacity", type=_positive, help="slots; the record's own if it is there already"
+        "--capacity",
+        type=_positive,
+        help="slots; needed only for a new record, one that is there keeps its own or gets more",
     )
 
 

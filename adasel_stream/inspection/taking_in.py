@@ -13,6 +13,7 @@ from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME, find_folders
 from adasel_stream.record.snapshots.manifest import Manifest
 from adasel_stream.record.snapshots.upkeep import Progress, unheard
+from adasel_stream.record.table import WAYS, buckets_for
 
 __all__ = ["Taken", "take_in"]
 
@@ -46,11 +47,12 @@ def take_in(
     Args:
         path: the record's folder, created if it is not there.
         source: a `.parquet` or `.csv` file, see `import_rows`.
-        capacity: slots; None for as many as there were.
+        capacity: slots, not below those that the record has; None for as many as these.
         progress: told of rows read.
 
     Raises:
-        ValueError: if a record is new and has no capacity, or the source has another ending.
+        ValueError: if a record is new and has no capacity, or more slots than `capacity`; or if
+            the source has another ending.
         RecordError: if a trainer has the record open, or one of both is damaged; the record is
             as it was.
     """
@@ -61,11 +63,12 @@ def take_in(
             f"{str(path)!r} is the folder of one rank: name the record's own, {str(path.parent)!r}"
         )
     manifests = [read_manifest(folder) for folder in find_folders(path)]
-    slots = capacity or sum(manifest.capacity for manifest in manifests)
-    if not slots:
-        raise ValueError(f"there is no record {str(path)!r} yet: a new one needs --capacity")
     record = LossRecord.open(
-        path, slots, save_every_s=_NEVER_S, engine="numpy", **_settings(manifests)
+        path,
+        _slots(path, capacity, manifests),
+        save_every_s=_NEVER_S,
+        engine="numpy",
+        **_settings(manifests),
     )
     try:
         if record.snapshots.damaged_files:
@@ -75,6 +78,20 @@ def take_in(
     finally:
         record.close(save=False)
     return Taken(rows, len(record), record.capacity, len(manifests))
+
+
+def _slots(path: Path, capacity: int | None, manifests: list[Manifest]) -> int:
+    """Return how many slots to open a record with; never so few that it would forget."""
+    before = sum(manifest.capacity for manifest in manifests)
+    if not (capacity or before):
+        raise ValueError(f"there is no record {str(path)!r} yet: a new one needs --capacity")
+    if capacity and WAYS * buckets_for(capacity) < before:
+        raise ValueError(
+            f"--capacity must be at least the {before:,} slots of the record {str(path)!r}, got "
+            f"{capacity:,}: leave it out to keep them; for a smaller record, export this one and "
+            "import the file into a new folder"
+        )
+    return capacity or before
 
 
 def _settings(manifests: list[Manifest]) -> dict[str, Any]:
