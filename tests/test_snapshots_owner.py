@@ -7,10 +7,14 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped] # pyarrow ships no types
 import pytest
 
 from adasel_stream.errors import RecordError
@@ -110,12 +114,48 @@ def expect_refusal(record: LossRecord) -> None:
 def test_a_forked_child_does_not_keep_the_record(tmp_path: Path) -> None:
     """A child uses its copy of the record and cannot save it; its exit leaves the parent's lock."""
     with kept(tmp_path, save_every_s=0.0005) as record:
-        for _ in range(20):
+        for _ in range(10):
             assert in_child(lambda: expect_refusal(record)) == 0
         with pytest.raises(RecordError, match="has an owner already"):
             LossRecord.open(tmp_path, 100)
         assert not record.lookup(ints(5)).known.any()
         record.save()
+
+
+class Watched:
+    """A lock that says when somebody asks for it."""
+
+    def __init__(self, lock: Any) -> None:
+        self.asked = threading.Semaphore(0)
+        self._lock = lock
+
+    def acquire(self) -> bool:
+        """Say so, then wait for the lock."""
+        self.asked.release()
+        return bool(self._lock.acquire(timeout=20))
+
+    def release(self) -> None:
+        """Give the lock back."""
+        self._lock.release()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_threads_that_fork_at_once_give_the_lock_back(tmp_path: Path) -> None:
+    """Two threads are about to fork at the same time: both do, and training goes on."""
+    with kept(tmp_path) as record:
+        lock = record.lock
+        watched = Watched(lock)
+        record.lock = watched  # type: ignore[assignment] # looks on
+        threads = [threading.Thread(target=in_child, args=[lambda: None]) for _ in range(2)]
+        with lock:
+            for thread in threads:
+                thread.start()
+                assert watched.asked.acquire(timeout=20)
+        for thread in threads:
+            thread.join()
+        record.lock = lock
+        assert lock.acquire(timeout=5)
+        lock.release()
 
 
 @pytest.mark.slow
@@ -255,6 +295,40 @@ def test_background_failures_are_counted_and_training_goes_on(
         record.save()
     assert "trying again in 0.001 s" in caplog.text
     assert len(saved_content(tmp_path)) == 10
+
+
+@pytest.mark.parametrize("error", [pa.ArrowInvalid("a"), RuntimeError("b"), KeyError("c")])
+def test_no_error_ends_the_background(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody thought of is counted, and the snapshots after it are written."""
+    with kept(tmp_path, save_every_s=0.001) as record:
+        with monkeypatch.context() as patch:
+            patch.setattr("adasel_stream.record.snapshots.folder.write_rows", raising(error))
+            learn(record, np.random.default_rng(0), np.arange(10))
+            with pytest.raises(RecordError, match=f"{type(error).__name__}; the one before"):
+                record.save()
+            wait_until(lambda: record.snapshots.failed >= 3)
+        saved = record.snapshots.saved
+        wait_until(lambda: record.snapshots.saved > saved)
+    assert len(saved_content(tmp_path)) == 10
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    """Return a function that fails."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for what another thread does, or fail after 20 seconds."""
+    never, deadline_s = threading.Event(), time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline_s
+        never.wait(0.001)
 
 
 def refuse(descriptor: int) -> None:

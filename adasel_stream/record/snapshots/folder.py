@@ -78,8 +78,8 @@ class SnapshotFolder:
             full: write a new base in any case.
 
         Raises:
-            OSError: whatever the operating system refused; the snapshot before is intact and
-                the next call tries again.
+            OSError: whatever the operating system refused; after this and any other error the
+                snapshot before is intact and the next call tries again.
         """
         chain = () if full or self.broken or self._chain_is_long() else self._chain()
         try:
@@ -93,7 +93,7 @@ class SnapshotFolder:
         self._since_tick = min(self._since_tick, copy.since_tick)
         try:
             self.manifest = self._write(record, copy, chain)
-        except (OSError, MemoryError):
+        except BaseException:
             self._clean_up()
             raise
         self.broken, self._since_tick = False, copy.tick

@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record.snapshots.copying import Recorded
@@ -105,7 +104,8 @@ class SnapshotKeeper:
             began_s = time.monotonic()
             try:
                 manifest = self._folder.save(self._record, full=full)
-            except (OSError, MemoryError) as error:
+            # whatever it is, Arrow's own errors among them: training and later snapshots go on
+            except Exception as error:
                 self._counts = replace(self._counts, failed=self._counts.failed + 1)
                 reason = getattr(error, "strerror", None) or type(error).__name__
                 raise RecordError(
@@ -163,20 +163,28 @@ class SnapshotKeeper:
                 _log.warning("%s; trying again in %g s", error, self._save_every_s)
 
 
-_open_keepers: Final[WeakSet[SnapshotKeeper]] = WeakSet()
-_forking: Final[list[SnapshotKeeper]] = []
+class _Forking(threading.local):
+    """The keepers that this thread holds while it forks: others may be about to fork as well."""
+
+    def __init__(self) -> None:
+        self.keepers: list[SnapshotKeeper] = []
+
+
+_open_keepers: Final[set[SnapshotKeeper]] = set()
+_forking: Final = _Forking()
 
 
 def _before_fork() -> None:
-    _forking.extend(_open_keepers)
-    for keeper in _forking:
+    # in the same order in every thread, so that no two wait for each other
+    _forking.keepers = sorted(_open_keepers, key=id)
+    for keeper in _forking.keepers:
         keeper.before_fork()
 
 
 def _after_fork(*, in_child: bool) -> None:
-    for keeper in _forking:
+    for keeper in _forking.keepers:
         keeper.after_fork(in_child=in_child)
-    _forking.clear()
+    _forking.keepers = []
 
 
 os.register_at_fork(
