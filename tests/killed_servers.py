@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from adasel_stream.record import LossRecord
-from adasel_stream.serving import LossFeed, LossWriter, ServedRecord
-from adasel_stream.serving.backlog import Loaded
+from adasel_stream.serving import LossFeed, LossWriter, feed, taking
 from adasel_stream.serving.names import writer_and_sequence
 from adasel_stream.serving.segment import read_segment
 
@@ -206,13 +205,7 @@ class Stage:
 
 def remove_too_early() -> None:
     """Remove segments when they were applied, not when a snapshot covers them."""
-    finish = LossFeed._finish
-
-    def finish_at_once(feed: LossFeed, item: Loaded, record: ServedRecord) -> None:
-        finish(feed, item, record)
-        feed._finished.append((item.writer, item.sequence))
-
-    setattr(LossFeed, "_finish", finish_at_once)  # noqa: B010 - mypy forbids the assignment
+    setattr(LossRecord, "saved_cursors", None)  # noqa: B010 - mypy forbids the assignment
 
 
 def apply_while_copying() -> None:
@@ -222,13 +215,13 @@ def apply_while_copying() -> None:
 
 def forget_rows() -> None:
     """Begin again with a segment of which a part was applied."""
-    take = LossFeed._take
 
-    def take_all(feed: LossFeed, record: ServedRecord, max_rows: int) -> Any:
-        parts, moves = take(feed, record, max_rows)
-        return parts, {writer: (sequence, 0) for writer, (sequence, _) in moves.items()}
+    def take_all(*given: Any) -> taking.Taken:
+        taken = taking.take(*given)
+        taken.moves = {writer: (sequence, 0) for writer, (sequence, _) in taken.moves.items()}
+        return taken
 
-    setattr(LossFeed, "_take", take_all)  # noqa: B010
+    setattr(feed, "take", take_all)  # noqa: B010
 
 
 BUGS = {bug.__name__: bug for bug in (remove_too_early, apply_while_copying, forget_rows)}

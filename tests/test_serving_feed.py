@@ -1,5 +1,6 @@
 """A feed applies what was published, once, and nothing else."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -538,26 +539,66 @@ def test_a_segment_that_may_not_be_opened_waits(
     assert sorted(record.applied) == [1, 2]
 
 
-def test_a_record_that_raises_loses_nothing(tmp_path: Path, feed: LossFeed, clock: Clock) -> None:
-    """Rows whose application failed are applied by the next poll."""
+@pytest.mark.parametrize("names", [0, 25])
+def test_a_record_that_raises_loses_nothing(
+    tmp_path: Path, feed: LossFeed, clock: Clock, monkeypatch: pytest.MonkeyPatch, names: int
+) -> None:
+    """What failed is applied and counted later, once, however long the folder takes to list."""
 
     class Failing(CountingRecord):
         fails = True
 
         def update(self, *arguments: Any, **named: Any) -> None:
             if self.fails:
-                raise ValueError("not now")
+                raise KeyboardInterrupt
             super().update(*arguments, **named)
 
-    for number in range(3):
-        put(tmp_path, A, number, number)
+    monkeypatch.setattr(listing, "_STEP_NAMES", 10)
+    for number in range(names):
+        (tmp_path / f"note{number}").touch()
+    paths = [put(tmp_path, A, number, number) for number in (1, 2, 4)]
     record = Failing()
-    with pytest.raises(ValueError, match="not now"):
-        feed.poll(record)
-    assert record.cursors == {}
+    record.cursors = {A: (1, 0)}
+    clock.now_s += 1.0
+    for _ in range(10):
+        with contextlib.suppress(KeyboardInterrupt):
+            feed.poll(record)
+    assert record.cursors == {A: (1, 0)}
+    assert all(path.exists() for path in paths)
+    assert feed.counts["segments_applied"] == feed.counts["segments_missing"] == 0
     record.fails = False
     drain(feed, record, clock)
-    assert record.applied == {0: 1, 1: 1, 2: 1}
+    assert record.applied == {1: 1, 2: 1, 4: 1}
+    assert feed.counts["segments_applied"] == 3
+    assert feed.counts["segments_missing"] == 1
+    assert listed(tmp_path, ".seg") == []
+
+
+@pytest.mark.parametrize("method", ["update", "expect"])
+def test_losses_and_predictions_are_applied_together(
+    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A record that takes one kind and fails at the other has each row once in the end."""
+    put(tmp_path, A, 0, 1, 2, 3, 4, kind=[LOSS, PREDICTION, LOSS, PREDICTION], second=9_990)
+    pending = PendingLabels(100, lambda p, y: np.abs(p - y), ttl_s=60)
+    record = LossRecord(100, pending=pending, engine="numpy", clock=lambda: NOW_S)
+    feed = LossFeed(tmp_path, clock=clock, wall_clock=lambda: NOW_S)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record, method, fail)
+        for _ in range(3):
+            with pytest.raises(MemoryError):
+                feed.poll(record)
+        assert len(record) == 0
+        assert record.cursors == {}
+    drain(feed, record, clock)
+    assert record.items().counts.tolist() == [1, 1]
+    assert sorted(record.items().ids.tolist()) == [1, 3]
+    assert len(pending) == 2
+    assert feed.counts["rows_applied"] == 4
 
 
 def test_wrong_arguments_are_named(tmp_path: Path, feed: LossFeed) -> None:

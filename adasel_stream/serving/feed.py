@@ -10,19 +10,18 @@ from operator import index
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from adasel_stream.ownership import FolderLock
-from adasel_stream.serving.backlog import Backlog, Loaded
+from adasel_stream.serving.backlog import Backlog
+from adasel_stream.serving.handover import Handover
 from adasel_stream.serving.inbox import Inbox, removable
 from adasel_stream.serving.listing import Listing, remove_remains
 from adasel_stream.serving.refusals import Refusals
-from adasel_stream.serving.segment import LOSS, PREDICTION, ROW, Rows
-from adasel_stream.serving.served import Accepting, Cursor, ServedRecord
+from adasel_stream.serving.served import Cursor, ServedRecord
+from adasel_stream.serving.taking import Taken, take
 
 __all__ = ["LossFeed"]
 
-_COUNTS: Final = ("segments_applied", "segments_missing", "rows_applied", "rows_ignored")
+_COUNTS: Final = ("segments_applied", "segments_missing")
 _MOST_REMOVED: Final = 16  # files in one poll
 _TIDY_EVERY_S: Final = 30.0
 # a folder of very many segments is listed less often
@@ -61,6 +60,7 @@ class LossFeed:
         RecordError: if another feed has the folder.
 
     >>> import tempfile
+    >>> import numpy as np
     >>> from adasel_stream import LossRecord
     >>> from adasel_stream.serving import LossWriter
     >>> record = LossRecord(capacity=100, engine="numpy")
@@ -91,7 +91,7 @@ class LossFeed:
         self._folder = Path(os.path.abspath(folder))
         os.makedirs(self._folder, exist_ok=True)
         self._poll_every_s = float(poll_every_s)
-        self._clock, self._wall_clock = clock, wall_clock
+        self._clock = clock
         self._owner = FolderLock(self._folder, what="serving")
         self._inbox = Inbox(self._folder)
         self._refusals = Refusals(_log, "it is tried again")
@@ -101,7 +101,7 @@ class LossFeed:
         self._looked_s = 0.0
         self._list_at_s = self._tidy_at_s = -math.inf
         self._seen: dict[str, Cursor] = {}
-        self._newest_s = -math.inf
+        self._handover = Handover(wall_clock)
         self._counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
 
     @property
@@ -117,6 +117,8 @@ class LossFeed:
         return self._counts | {
             "segments_damaged": self._backlog.damaged,
             "segments_newer": len(self._backlog.newer),
+            "rows_applied": self._handover.rows_applied,
+            "rows_ignored": self._handover.rows_ignored,
             "failures": self._refusals.count,
         }
 
@@ -128,7 +130,7 @@ class LossFeed:
     @property
     def newest_age_s(self) -> float:
         """Age in seconds of the newest row that was applied, infinite before the first."""
-        return max(0.0, self._wall_clock() - self._newest_s)
+        return self._handover.newest_age_s
 
     def close(self) -> None:
         """Give the folder up, so that another feed may drain it; again, it does nothing."""
@@ -217,80 +219,34 @@ class LossFeed:
         with record.lock:
             if record.copying:
                 return 0
-            try:
-                parts, moves = self._take(record, max_rows)
-                rows = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, ROW), *parts])
-                if len(rows):
-                    self._hand_over(record, rows)
-                record.cursors.update(moves)
-            except BaseException:
-                self._start_over()  # nothing was applied: the next poll reads it again
-                raise
-            self._seen.update(moves)
-        return len(rows)
-
-    def _take(self, record: ServedRecord, max_rows: int) -> tuple[list[Rows], dict[str, Cursor]]:
-        """Take rows to apply, and tell where the cursors are when they have been."""
-        parts: list[Rows] = []
-        moves: dict[str, Cursor] = {}
-        room = max_rows
-        while self._backlog.loaded and room > 0:
-            item = self._backlog.loaded[0]
-            cursor = moves.get(item.writer, record.cursors.get(item.writer))
-            if item.writer not in moves and self._is_disturbed(record, item.writer):
+            if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
                 self._start_over()
-                break
-            sequence, begin = cursor or (item.sequence, 0)
-            if sequence != item.sequence:
-                self._counts["segments_missing"] += item.sequence - sequence
-                begin = 0
-            part = item.rows[begin : begin + room]
-            parts.append(part)
-            room -= len(part)
-            moves[item.writer] = (item.sequence, begin + len(part))
-            if begin + len(part) >= len(item.rows):
-                moves[item.writer] = (item.sequence + 1, 0)
-                self._finish(self._backlog.loaded.popleft(), record)
-        return parts, moves
+                return 0
+            taken = take(self._backlog.loaded, record.cursors, max_rows)
+            if len(taken.rows):
+                try:
+                    self._handover.give(taken.rows, record)
+                except BaseException:
+                    self._start_over()  # the next poll reads it again
+                    raise
+            record.cursors.update(taken.moves)
+            self._seen.update(taken.moves)
+        self._finish(taken, record)
+        return len(taken.rows)
 
     def _is_disturbed(self, record: ServedRecord, writer: str) -> bool:
         """Say whether the record was given another state since the last look."""
         return record.cursors.get(writer) != self._seen.get(writer)
 
-    def _finish(self, item: Loaded, record: ServedRecord) -> None:
-        if len(item.rows):
-            self._counts["segments_applied"] += 1
-            if record.saved_cursors is None:
-                self._finished.append((item.writer, item.sequence))
-
-    def _hand_over(self, record: ServedRecord, rows: Rows) -> None:
-        """Give rows to the record, losses and predictions apart."""
-        kinds = rows["kind"]
-        if (kinds == LOSS).all():  # as nearly always: the rows need not be copied once more
-            taken = self._give(record.update, rows)
-        else:
-            taken = self._give(record.update, rows[kinds == LOSS])
-            if record.pending is not None:
-                taken += self._give(record.expect, rows[kinds == PREDICTION])
-        self._counts["rows_applied"] += taken
-        self._counts["rows_ignored"] += len(rows) - taken
-
-    def _give(self, accept: Accepting, rows: Rows) -> int:
-        """Give rows of one kind to a method of the record, and return how many they are."""
-        if len(rows) == 0:
-            return 0
-        now_s = self._wall_clock()
-        seconds = rows["second"].astype(np.float64)
-        newest_s = float(min(seconds.max(), now_s))
-        self._newest_s = max(self._newest_s, newest_s)
-        accept(
-            rows["id"].astype(np.int64),
-            rows["value"].astype(np.float32),
-            version=rows["version"].astype(np.uint16),
-            # the clock of another machine may be ahead
-            age_s=np.maximum(now_s - seconds, 0.0),
-        )
-        return len(rows)
+    def _finish(self, taken: Taken, record: ServedRecord) -> None:
+        """Count what was applied, and let go of segments of which nothing is left."""
+        self._counts["segments_missing"] += taken.missing
+        for _ in range(taken.ended):
+            item = self._backlog.loaded.popleft()
+            if len(item.rows):
+                self._counts["segments_applied"] += 1
+                if record.saved_cursors is None:
+                    self._finished.append((item.writer, item.sequence))
 
     def _start_over(self) -> None:
         """Forget what was read and look into the folder again at the next poll."""
