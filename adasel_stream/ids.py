@@ -78,16 +78,32 @@ def as_ids(ids: Ids | Tensor) -> npt.NDArray[np.int64]:
         names = cast("Sequence[Any]", values)
         if all(isinstance(name, str) for name in names):
             return instance_ids(names)
+        _check_types(names)
     try:
         array: npt.NDArray[Any] = np.asarray(values)
     except ValueError as error:
         raise BatchError("ids have parts of different lengths, expected one id per row") from error
     if array.dtype.kind not in "iu":
         raise BatchError(
-            f"ids have dtype {array.dtype}, expected whole numbers or strings; ids that travel as "
-            "floats lose their last digits, and a missing id cannot be recorded"
+            f"ids have dtype {array.dtype}, expected whole numbers of 64 bits or strings; ids that "
+            "travel as floats lose their last digits"
         )
     return array.view(np.int64) if array.dtype == np.uint64 else array.astype(np.int64, copy=False)
+
+
+def _check_types(ids: Sequence[Any]) -> None:
+    """Name the first row whose id cannot be recorded, by its type alone."""
+    for row, one in enumerate(ids):
+        if one is None:
+            raise BatchError(
+                f"row {row} of the batch has no id: expected a whole number or a string, got "
+                "NoneType; give every row an id, or leave such rows out"
+            )
+        if isinstance(one, str) != isinstance(ids[0], str):
+            raise BatchError(
+                f"row {row} of the batch has an id of type {type(one).__name__}, row 0 one of type "
+                f"{type(ids[0]).__name__}, expected whole numbers or strings for all rows"
+            )
 
 
 def _found(batch: Batch, where: Any, argument: str) -> Any:
