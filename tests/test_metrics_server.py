@@ -9,7 +9,9 @@ from typing import Any
 
 import prometheus_client
 import pytest
+import torch
 
+from adasel_stream.loader import SelectingLoader
 from adasel_stream.metrics import serve
 from tests.metric_pages import make, samples, scrape, select, value
 
@@ -50,6 +52,27 @@ def test_a_taken_port_warns_and_training_goes_on() -> None:
     assert 'run="first"' in page
     assert 'run="second"' not in page
     unserved.close()
+
+
+def test_what_are_no_metrics_is_refused() -> None:
+    """A loader is not read for runs; the message names what to pass instead."""
+    batches = [{"x": torch.zeros(2)}]
+    loader: Any = SelectingLoader(
+        batches, score=lambda batch: batch["x"], sampling_rate=0.5, batch_size=1
+    )
+    with pytest.raises(TypeError, match=r"such as loader\.metrics, .* got SelectingLoader"):
+        serve(loader, port=0)
+    with pytest.raises(TypeError, match="got NoneType"):
+        serve([make(), None], port=0)  # type: ignore[list-item]  # what is tested
+    with serve(make(), port=0) as server, pytest.raises(TypeError, match="got SelectingLoader"):
+        server.add(loader)
+
+
+def test_a_port_is_a_number() -> None:
+    """That of an environment variable is a text first."""
+    text: Any = "9400"
+    with pytest.raises(TypeError, match="port must be an integer, got str"):
+        serve(make(), port=text)
 
 
 def test_a_closed_page_frees_its_port_and_its_registry() -> None:

@@ -42,8 +42,10 @@ class Server:
         """Show one more run on the same page.
 
         Raises:
+            TypeError: if it is something else than `Metrics`.
             ValueError: if a run with this name and rank is shown already.
         """
+        _check_metrics(metrics)
         self._collector.add(metrics)
 
     def __enter__(self) -> "Server":
@@ -85,6 +87,8 @@ def serve(
             application's metrics nor ours appear on the other's page.
 
     Raises:
+        TypeError: if `metrics` is something else than `Metrics` and sequences of them, such as
+            the loader, or the port no integer.
         ValueError: if the port is out of range, two runs have the same name and rank, or
             `registry` shows metrics of these names already; use `Server.add` there.
 
@@ -93,9 +97,14 @@ def serve(
     ...     server.port > 0
     True
     """
+    if not isinstance(port, int) or isinstance(port, bool):
+        raise TypeError(f"port must be an integer, got {type(port).__name__}")
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be in 0..65535, got {port}")
-    collector = RunCollector([metrics] if isinstance(metrics, Metrics) else metrics)
+    runs = metrics if isinstance(metrics, Sequence) else [metrics]
+    for run in runs:
+        _check_metrics(run)
+    collector = RunCollector(runs)
     registry = registry if registry is not None else CollectorRegistry(auto_describe=True)
     try:
         listening = start_http_server(port, addr=host, registry=registry)
@@ -114,6 +123,14 @@ def serve(
     _open.add(listening[0])
     _close_in_children()
     return Server(collector, registry, listening)
+
+
+def _check_metrics(run: object) -> None:
+    if not isinstance(run, Metrics):
+        raise TypeError(
+            "serve expects the Metrics of a run, such as loader.metrics, or a list of them, "
+            f"got {type(run).__name__}"
+        )
 
 
 def _stop(httpd: WSGIServer, thread: Thread) -> None:
