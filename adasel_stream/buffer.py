@@ -5,7 +5,7 @@ and the rest is carried (docs/algorithm.md).
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -70,8 +70,8 @@ class Buffer:
             self._kinds = kinds
         if kinds.keys() != self._kinds.keys():
             raise BatchError(
-                f"a batch with leaves {sorted(kinds)} follows one with {sorted(self._kinds)}; "
-                "all batches of a stream must have the same structure"
+                f"a batch with leaves {_say_all(kinds)} follows one with "
+                f"{_say_all(self._kinds)}; all batches of a stream must have the same structure"
             )
         for path, kind in kinds.items():
             if kind != self._kinds[path]:
@@ -218,6 +218,10 @@ def _kind(leaf: Leaf) -> _Kind:
         return ("a list", None, ())
     name = "a tensor" if isinstance(leaf, Tensor) else "an array"
     return (name, leaf.dtype, tuple(leaf.shape[1:]))
+
+
+def _say_all(paths: Iterable[str]) -> str:
+    return ", ".join(f"batch{path}" for path in sorted(paths)) or "none"
 
 
 def _say(kind: _Kind) -> str:

@@ -120,7 +120,11 @@ def test_candidates_are_not_kept_alive() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"['y']": torch.zeros(2)}, "all batches of a stream must have the same structure"),
+        (
+            {"['y']": torch.zeros(2)},
+            r"leaves batch\['a'\], batch\['t'\], batch\['x'\], batch\['y'\] follows one with "
+            r"batch\['a'\], batch\['t'\], batch\['x'\]; all batches .* the same structure",
+        ),
         ({"['x']": torch.zeros(2, 3)}, r"rows of shape \(3,\).* before it was .* \(2,\)"),
         ({"['x']": torch.zeros(2, 2).double()}, "dtype torch.float64, before it was .*float32"),
         ({"['x']": np.zeros((2, 2), "f4")}, "is an array .* before it was a tensor"),

@@ -205,7 +205,9 @@ class _Renamed(dict[str, int]):
 )
 def test_other_types_are_refused_by_place(value: Any, tmp_path: Path) -> None:
     """A value that would not come back as it was is named by its place; nothing is written."""
-    with pytest.raises(TypeError, match=r"^state\['loader'\]\[1\]\['x'\] is a .*; expected dict"):
+    with pytest.raises(
+        TypeError, match=r"^state\['loader'\]\[1\]\['x'\] is of type .*; expected dict"
+    ):
         save_checkpoint(tmp_path / "c", {"loader": [0, {"x": value}]})
     assert os.listdir(tmp_path) == []
 

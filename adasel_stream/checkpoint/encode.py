@@ -151,7 +151,7 @@ class _Encoder:
             return self._encode_tensor(value, place)
         if isinstance(value, np.ndarray | np.generic):
             return self._encode_array(value, place)
-        raise TypeError(f"{place} is a {kind.__name__}; {_EXPECTED}")
+        raise TypeError(f"{place} is of type {kind.__name__}; {_EXPECTED}")
 
     def _encode_container(self, value: Any, place: str, depth: int) -> Tree:
         kind = type(value)
@@ -180,8 +180,8 @@ class _Encoder:
             or dtype not in TENSOR_DTYPES
         ):
             raise TypeError(
-                f"{place} is a {type(tensor).__name__} of layout {tensor.layout}, dtype {dtype} "
-                f"on {tensor.device}; {_EXPECTED}"
+                f"{place} is of type {type(tensor).__name__}, layout {tensor.layout} and dtype "
+                f"{dtype}, on {tensor.device}; {_EXPECTED}"
             )
         offset = self._place(tensor, tensor.numel() * tensor.element_size())
         return ["tensor", offset, dtype, list(tensor.shape)]
@@ -190,7 +190,9 @@ class _Encoder:
         array = np.asarray(value)
         plain = type(value) in (np.ndarray, np.memmap) or isinstance(value, np.generic)
         if not plain or array.dtype.kind not in ARRAY_KINDS or array.dtype.itemsize == 0:
-            raise TypeError(f"{place} is a {type(value).__name__} of {array.dtype}; {_EXPECTED}")
+            raise TypeError(
+                f"{place} is of type {type(value).__name__} and dtype {array.dtype}; {_EXPECTED}"
+            )
         kind = "scalar" if isinstance(value, np.generic) else "array"
         return [kind, self._place(array, array.nbytes), array.dtype.str, list(array.shape)]
 
