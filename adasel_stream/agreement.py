@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from adasel_stream.metrics import Metrics
 
-__all__ = ["FORMAT", "check_metrics", "check_state"]
+__all__ = ["FORMAT", "check_state", "metrics_for"]
 
 FORMAT: Final = 2
 """Version of the loader's `state_dict`."""
@@ -33,13 +33,17 @@ def check_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         raise ValueError(f"the snapshot was taken with other settings: {'; '.join(differ)}")
 
 
-def check_metrics(metrics: Metrics, methods: list[str]) -> None:
-    """Make sure that `metrics` count the loader's methods.
+def metrics_for(
+    metrics: Metrics | None, methods: list[str], sampling_rate: float, policy: str
+) -> Metrics:
+    """Give the metrics that count a loader's methods: those that were passed, or new ones.
 
     Raises:
         TypeError: they are no `Metrics`.
         ValueError: they were made for other methods.
     """
+    if metrics is None:
+        return Metrics(methods, sampling_rate=sampling_rate, batch_size=1, policy=policy)
     if not isinstance(metrics, Metrics):
         raise TypeError(f"metrics must be a Metrics, got {type(metrics).__name__}")
     if list(metrics.methods) != methods:
@@ -47,3 +51,4 @@ def check_metrics(metrics: Metrics, methods: list[str]) -> None:
             f"metrics count the methods {list(metrics.methods)}, the loader has {methods}; give "
             "both the same names in the same order"
         )
+    return metrics

@@ -25,6 +25,7 @@ class _Piece:
     leaves: Leaves
     remembered: Leaves
     work: "Future[Decoded] | Decoded"
+    counted: bool
     at: int = 0
 
     @property
@@ -105,7 +106,7 @@ class DecodedRows:
                 else Decoded(chosen_rows(decoded, part), {})
             )
             kept = {name: leaf[at : at + step] for name, leaf in remembered.items()}
-            self._pieces.append(_Piece(rows, own | kept, work))
+            self._pieces.append(_Piece(rows, own | kept, work, decoded is not None))
             self._waiting += part.shape[0]
 
     def pop(self) -> tuple[Batch, Emitted] | None:
@@ -119,11 +120,11 @@ class DecodedRows:
             self._settle(self._pieces[0])
         if self._good_rows < self.batch_size:
             return None
-        taken, self._good, self._good_rows = self._good, [], 0
-        where = [(piece, torch.tensor(rows)) for piece, rows in taken]
+        where = [(piece, torch.tensor(rows)) for piece, rows in self._good]
         columns = joined_rows([chosen_rows(piece.decoded().columns, at) for piece, at in where])
         remembered = joined_rows([chosen_rows(piece.remembered, at) for piece, at in where])
         batch = self._decoder.built(columns, self._template)
+        self._good, self._good_rows = [], 0  # not before: what cannot be built is not lost
         return batch, Emitted(**cast("dict[str, Any]", remembered))
 
     def state_dict(self) -> dict[str, Any]:
@@ -165,7 +166,8 @@ class DecodedRows:
         """Move rows of the oldest piece on, as many as the batch lacks: to the good, or out."""
         decoded, missing = piece.decoded(), self.batch_size - self._good_rows
         stop = min(piece.at + missing, piece.rows)
-        good = self._decoder.good_rows(decoded, range(piece.at, stop))
+        rows = range(piece.at, stop)
+        good = list(rows) if piece.counted else self._decoder.good_rows(decoded, rows)
         self._waiting -= stop - piece.at
         piece.at = stop
         if stop == piece.rows:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils.data import default_collate
 
 from adasel_stream import trees
 from adasel_stream.errors import BatchError, DecodeError
-from adasel_stream.rows import Leaf, Leaves, chosen_rows, joined_rows, place, row_count
+from adasel_stream.rows import Leaves, chosen_rows, joined_rows, place, row_count
+from adasel_stream.stacking import collated, kind_of, stacked, told_of
 from adasel_stream.types import Batch, Fetching, Sample
 
 __all__ = ["Decoded", "Decoder", "Decoding", "decoder_for", "fetching"]
@@ -141,15 +140,18 @@ class Decoder:
         self._function = decoding.function
         self._source = source
         self._device = device
+        self._workers = decoding.workers
         self._counts = counts
         self._failed_in_a_row = 0
-        self._pool = (
-            ThreadPoolExecutor(decoding.workers, "adasel-decode") if decoding.workers else None
-        )
+        self._last_error: Exception | None = None
+        self._kind: Any = None
+        self._pool: ThreadPoolExecutor | None = None
 
     def begin(self, leaves: Leaves, template: Batch) -> "Future[Decoded]":
         """Decode rows of raw leaves, n each, built as `template` is."""
-        if self._pool is not None:
+        if self._workers:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._workers, "adasel-decode")
             return self._pool.submit(self._work, leaves, template)
         done: Future[Decoded] = Future()
         done.set_result(self._work(leaves, template))
@@ -178,17 +180,25 @@ class Decoder:
         Raises:
             DecodeError: only failures came for so long that the decoder itself must be wrong.
         """
-        good = [row for row in rows if row not in decoded.errors]
-        self._counts["decoded"] += len(good)
-        if len(good) == len(rows):
-            self._failed_in_a_row = 0
-            return good
+        good: list[int] = []
         for row in rows:
-            if row in decoded.errors:
-                self._count_failure(decoded.errors[row])
-            else:
+            error = decoded.errors.get(row) or self._odd(decoded, row)
+            if error is None:
+                good.append(row)
                 self._failed_in_a_row = 0
+            else:
+                self._count_failure(error)
+        self._counts["decoded"] += len(good)
         return good
+
+    def check_success(self) -> None:
+        """Make sure that, of all that was tried so far, something could be decoded.
+
+        Raises:
+            DecodeError: nothing could.
+        """
+        if self._counts["failed"] and not self._counts["decoded"]:
+            raise self._hopeless(f"none of {self._counts['failed']} chosen samples can be decoded")
 
     def built(self, columns: Leaves, template: Batch) -> Batch:
         """Make a batch of decoded rows, on the device.
@@ -197,17 +207,18 @@ class Decoder:
             BatchError: samples of different shapes or of a type that cannot be stacked.
         """
         if self._function is None:
-            batch = trees.rebuild(template, {p: _stacked(leaf) for p, leaf in columns.items()})
+            batch = trees.rebuild(template, {p: stacked(leaf) for p, leaf in columns.items()})
         else:
-            batch = _collated(columns[_SAMPLES])
+            batch = collated(columns[_SAMPLES])
         if self._device is None:
             return batch
         return trees.rebuild(batch, place(trees.flatten(batch), self._device))
 
     def close(self) -> None:
-        """Let go of the threads; what they do is not waited for."""
+        """Let go of the threads, once they have done what was begun; `begin` makes new ones."""
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=False)
+            self._pool = None
 
     def _work(self, leaves: Leaves, template: Batch) -> Decoded:
         try:
@@ -228,6 +239,20 @@ class Decoder:
                 errors[row] = error
         return Decoded({_SAMPLES: samples}, errors)
 
+    def _odd(self, decoded: Decoded, row: int) -> Exception | None:
+        """Say what is wrong with a sample that cannot be stacked with the first one."""
+        if self._function is None:
+            return None
+        kind = kind_of(decoded.columns[_SAMPLES][row])
+        if self._kind is None:
+            self._kind = kind
+        if kind == self._kind:
+            return None
+        return BatchError(
+            f"decode gave {kind}, before it had given {self._kind}; give every sample the same "
+            "structure, shapes and dtypes"
+        )
+
     def _fetched(self, leaves: Leaves) -> Decoded:
         """Put content in place of references."""
         if self._source is None:
@@ -247,42 +272,24 @@ class Decoder:
         return Decoded(columns, errors)
 
     def _count_failure(self, error: Exception) -> None:
+        self._last_error = error
         self._counts["failed"] += 1
         self._failed_in_a_row += 1
         if (failed := self._counts["failed"]) == 10 ** (len(str(failed)) - 1):  # 1, 10, 100, ...
             _log.warning(
-                "%d chosen samples could not be decoded so far (the last: %s); the next ones took "
-                "their places, and adasel_decode_rows_total counts them",
+                "%d samples could not be decoded so far, the last by %s; others took their places, "
+                "and adasel_decode_rows_total counts them",
                 failed,
-                type(error).__name__,
+                told_of(error),
             )
         if self._failed_in_a_row >= _HOPELESS:
-            raise DecodeError(
-                f"{self._failed_in_a_row} chosen samples in a row cannot be decoded, so the fault "
-                f"is rather with decode= or the source than with a sample; the last one raised "
-                f"{type(error).__name__}"
-            ) from error
+            raise self._hopeless(f"{_HOPELESS:,} samples in a row cannot be decoded")
 
-
-def _collated(samples: Any) -> Batch:
-    try:
-        batch: Batch = default_collate(samples)
-    except (TypeError, RuntimeError, KeyError, ValueError) as error:
-        raise BatchError(
-            "decoded samples cannot be stacked into a batch: decode must give every sample the "
-            "same structure, shapes and dtypes, of tensors, arrays, numbers and strings"
-        ) from error
-    return batch
-
-
-def _stacked(leaf: Leaf) -> Leaf:
-    """Make one tensor of a list of tensors that are alike; anything else stays."""
-    if isinstance(leaf, list) and leaf and isinstance(leaf[0], Tensor):
-        tensors: list[Tensor] = leaf
-        if len({(tensor.shape, tensor.dtype) for tensor in tensors}) == 1:
-            return torch.stack(tensors)
-        raise BatchError(
-            "fetched rows have different shapes and cannot be stacked; pass decode= to bring them "
-            "to one shape"
+    def _hopeless(self, what: str) -> DecodeError:
+        error = self._last_error
+        told = "" if error is None else f"; the last one raised {told_of(error)}"
+        failure = DecodeError(
+            f"{what}, so the fault is rather with decode= or the source than with a sample{told}"
         )
-    return leaf
+        failure.__cause__ = error
+        return failure

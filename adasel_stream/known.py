@@ -8,7 +8,7 @@ are unknown, and what is compared with each other is of one kind, recorded or fr
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,21 +16,14 @@ import torch
 from torch import Tensor
 
 from adasel_stream import trees
-from adasel_stream.average import RunningMean
 from adasel_stream.decoding import Decoder
 from adasel_stream.gathering import Gathered, Gathering
-from adasel_stream.ids import as_ids, find_ids, find_labels
-from adasel_stream.record import LossRecord
+from adasel_stream.lookups import Float32s, Int64s, Lookups
 from adasel_stream.rows import Leaves, chosen_rows, row_count
 from adasel_stream.scorers import Score, as_scored, checked
-from adasel_stream.serving import LossFeed
-from adasel_stream.staleness import Staleness
-from adasel_stream.types import Batch, Ids, Scored
+from adasel_stream.types import Batch, Scored
 
 __all__ = ["Judged", "KnownLosses"]
-
-Int64s: TypeAlias = npt.NDArray[np.int64]
-Float32s: TypeAlias = npt.NDArray[np.float32]
 
 
 class Judged(NamedTuple):
@@ -80,96 +73,58 @@ class KnownLosses:
 
     Args:
         score: gives losses of the rows that are not known; None where the record is all there is.
-        record: losses by instance id, or None to score every row.
-        where: where a batch holds its ids, as `find_ids` takes it; needed with a record.
-        feed: losses of serving processes, drained into the record before every look-up, or None.
-        labels: where a batch holds its labels, for predictions that wait in the record, or None.
+        lookups: what is known by id, or None to score every row.
         decoder: decodes candidates before they are scored, or None where they need no decoding.
 
+    Attributes:
+        lookups: what is known by id.
+        in_hand: rows of the candidates that `judge` worked on last; where it raised, they are lost.
+
     Raises:
-        TypeError: score is no function, or record no `LossRecord`.
-        ValueError: there is neither score nor record, a record without `where`, a feed without a
-            record, or labels for a record that keeps no predictions.
+        TypeError: score is no function.
+        ValueError: there is neither score nor record.
     """
 
     def __init__(
-        self,
-        score: Score | None,
-        record: LossRecord | None,
-        where: Any,
-        *,
-        feed: LossFeed | None = None,
-        labels: Any = None,
-        decoder: Decoder | None = None,
+        self, score: Score | None, lookups: Lookups | None, decoder: Decoder | None = None
     ) -> None:
-        if score is None and record is None:
+        if score is None and lookups is None:
             raise ValueError("losses must come from somewhere: pass score=, record=, or both")
         if score is not None and not callable(score):
             raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
-        if record is not None and not isinstance(record, LossRecord):
-            raise TypeError(f"record must be a LossRecord, got {type(record).__name__}")
-        if record is not None and where is None:
-            raise ValueError(
-                "record= needs ids=: the key of a batch under which it holds its instances' ids, "
-                'such as ids="__key__"'
-            )
-        if feed is not None and record is None:
-            raise ValueError("serving= needs record=, into which losses of serving processes go")
-        if labels is not None and (record is None or record.pending is None):
-            raise ValueError(
-                "labels= needs a record in which predictions wait for them: pass "
-                "record=LossRecord(..., pending=PendingLabels(...))"
-            )
+        self.lookups = lookups
+        self.in_hand = 0
         self._score = score
-        self._record = record
-        self._where = where
-        self._feed = feed
-        self._labels = labels
         self._decoder = decoder
-        self.staleness = Staleness()
-        self._mean = RunningMean()
         self._whole: deque[_Group] = deque()
         self._known: Gathering | None = None
         self._unknown: Gathering | None = None
-
-    def ids_of(self, batch: Batch, rows: int) -> Int64s | None:
-        """Take the ids out of a batch, or give None where no record needs them.
-
-        Raises:
-            BatchError: there are none, or not one per row.
-        """
-        return None if self._record is None else find_ids(batch, self._where, rows)
 
     @property
     def gathering(self) -> bool:
         """Whether rows wait for others of their kind."""
         return bool(self._known or self._unknown)
 
-    def take(self, batch: Batch, leaves: Leaves, ids: Int64s | None) -> None:
-        """Look a candidate batch up; `next` gives what has all it needs.
+    def offer(self, batch: Batch, leaves: Leaves, ids: Int64s | None) -> None:
+        """Look a candidate batch up; `judge` gives what has all it needs.
 
         Args:
             batch: the candidates, where they are to be scored.
             leaves: the same, flattened, b rows each.
             ids: instance ids, b of them, or None without a record.
         """
-        if self._record is None or ids is None:
+        if self.lookups is None or ids is None:
             self._whole.append(_Group(leaves, None, None, True, batch))
             return
-        if self._feed is not None:
-            self._feed.poll(self._record)
-        if self._labels is not None:
-            self._record.join(ids, find_labels(batch, self._labels, len(ids)))
-        known = self._record.lookup(ids)
-        recorded = np.stack([np.where(known.known, known.losses, np.nan), known.age_s], axis=1)
-        if self._score is None or known.known.all():
-            self._whole.append(_Group(leaves, ids, recorded, False, batch))
-        elif not known.known.any():
-            self._whole.append(_Group(leaves, ids, recorded, True, batch))
+        recorded = self.lookups.find(ids)
+        known = ~np.isnan(recorded[:, 0])
+        if self._score is None or known.all() or not known.any():
+            score = self._score is not None and not known.all()
+            self._whole.append(_Group(leaves, ids, recorded, score, batch))
         else:
-            self._gather(Gathered(leaves, ids, recorded), known.known)
+            self._gather(Gathered(leaves, ids, recorded), known)
 
-    def next(self, template: Batch, *, rest: bool = False) -> Judged | None:
+    def judge(self, template: Batch, *, rest: bool = False) -> Judged | None:
         """Give the next candidates whose losses are known or can be scored now, or None.
 
         Args:
@@ -181,62 +136,28 @@ class KnownLosses:
             DecodeError, BatchError: candidates that are to be scored cannot be decoded.
         """
         while (group := self._next_group(rest)) is not None:
+            self.in_hand = row_count(group.leaves)
             judged = self._scored(group, template) if group.score else self._recorded(group)
             if judged is not None:
                 return judged
         return None
 
-    def observe(self, ids: Int64s, losses: npt.NDArray[Any]) -> None:
-        """Record losses, floating point, shape (n,), of instances, shape (n,)."""
-        if self._record is not None and len(ids):
-            self._record.update(ids, losses)
-
-    def take_in(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
-        """Check losses that were computed elsewhere, and record them.
-
-        Args:
-            ids: instance ids, n of them.
-            losses: floating point, shape (n,).
-
-        Raises:
-            ValueError: there is no record, or not one loss per id.
-            BatchError: ids that are neither whole numbers nor strings.
-            RecordError: losses that are not floating point.
-        """
-        if self._record is None:
-            raise ValueError("there is no record to observe losses; construct with record=")
-        if isinstance(losses, Tensor):
-            losses = losses.detach().float().cpu().numpy()
-        keys, values = as_ids(ids), np.asarray(losses)
-        if values.shape != (len(keys),):
-            raise ValueError(
-                f"losses must have shape ({len(keys)},), one per id, got {values.shape}"
-            )
-        self.observe(keys, values)
-
     def state_dict(self) -> dict[str, Any]:
-        """Describe the record, the rows that gather, and what is known of recorded losses."""
-        record = self._record
+        """Describe what is known, and the rows that gather."""
         gatherings = {"known": self._known, "unknown": self._unknown}
         return {
-            "record": None if record is None or record.kept else _with_tensors(record.state_dict()),
-            "mean": self._mean.state_dict(),
-            "staleness": self.staleness.state_dict(),
+            "lookups": None if self.lookups is None else self.lookups.state_dict(),
             "gathered": {n: None if b is None else b.state_dict() for n, b in gatherings.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
         """Go on from `state`, with gathered tensors on `device` or where they came from.
 
-        A record that keeps itself in a folder is left as it is.
-
         Raises:
             RecordError: the record is of another capacity or seed.
         """
-        if self._record is not None and state["record"] is not None:
-            self._record.load_state_dict(_with_arrays(state["record"]))
-        self._mean.load_state_dict(state["mean"])
-        self.staleness.load_state_dict(state["staleness"])
+        if self.lookups is not None and state["lookups"] is not None:
+            self.lookups.load_state_dict(state["lookups"])
         self._whole.clear()
         self._known, self._unknown = (
             None
@@ -262,11 +183,8 @@ class KnownLosses:
     def _recorded(self, group: _Group) -> Judged:
         recorded = group.recorded
         assert recorded is not None
-        known = ~np.isnan(recorded[:, 0])
-        losses = np.empty(len(recorded), np.float32)
-        losses[known] = self.staleness.correct(recorded[known, 0], recorded[known, 1])
-        self._mean.add(losses[known])
-        losses[~known] = self._mean.value
+        assert self.lookups is not None, "it found them"
+        losses, known = self.lookups.guess(recorded)
         tensor = torch.from_numpy(losses).to(_device_of(group.leaves), non_blocking=True)
         guessed = None if known.all() else ~known
         fresh = np.zeros_like(known)
@@ -301,21 +219,6 @@ def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, 
         kept = chosen_rows(group.leaves, torch.tensor(good, dtype=torch.int64))
         group = group._replace(leaves=kept, ids=ids)
     return group, decoded
-
-
-def _with_tensors(state: Any) -> Any:
-    # trainers of other packages save with torch.save, whose safe loading knows no numpy
-    if isinstance(state, dict):
-        held: dict[str, Any] = state
-        return {name: _with_tensors(value) for name, value in held.items()}
-    return torch.from_numpy(state) if isinstance(state, np.ndarray) else state
-
-
-def _with_arrays(state: Any) -> Any:
-    if isinstance(state, dict):
-        held: dict[str, Any] = state
-        return {name: _with_arrays(value) for name, value in held.items()}
-    return state.numpy() if isinstance(state, Tensor) else state
 
 
 def _device_of(leaves: Leaves) -> torch.device:

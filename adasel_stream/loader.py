@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adasel_stream.adaselection import Policy
-from adasel_stream.agreement import FORMAT, check_metrics, check_state
+from adasel_stream.agreement import FORMAT, check_state, metrics_for
 from adasel_stream.candidates import Candidates
 from adasel_stream.chooser import Chooser
 from adasel_stream.costs import cost_of, tell
@@ -18,6 +18,7 @@ from adasel_stream.decoding import Decoding, decoder_for
 from adasel_stream.emitted import Emissions, Emitted, check_losses, weighted_mean
 from adasel_stream.errors import AdaselError
 from adasel_stream.known import KnownLosses
+from adasel_stream.lookups import lookups_for
 from adasel_stream.methods import DEFAULT_METHODS, gradient_norm, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
@@ -106,24 +107,17 @@ class SelectingLoader:
         scorer = scorer_for(score, model, autocast=autocast, last_layer=norms)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
-        if metrics is None:
-            metrics = Metrics(
-                list(named), sampling_rate=sampling_rate, batch_size=1, policy=rule.name
-            )
-        check_metrics(metrics, list(named))
-        self.metrics = metrics
-        feed = LossFeed(serving) if isinstance(serving, str | PathLike) else serving
-        self._own_feed = None if feed is serving else feed
+        self.metrics = metrics_for(metrics, list(named), sampling_rate, rule.name)
+        lookups = lookups_for(record, ids, labels, serving)
         home = None if device is None else usable(device)
-        self._decoder = decoder_for(decode, source, home, metrics.decode_rows)
-        known = KnownLosses(scorer, record, ids, feed=feed, labels=labels, decoder=self._decoder)
+        self._decoder = decoder_for(decode, source, home, self.metrics.decode_rows)
         self._selector = Selector(
-            known,
+            KnownLosses(scorer, lookups, self._decoder),
             chooser,
             batch_size=batch_size,
             device=home,
             decoder=self._decoder,
-            metrics=metrics,
+            metrics=self.metrics,
         )
         self._settings = {
             "sampling_rate": sampling_rate,
@@ -139,10 +133,14 @@ class SelectingLoader:
         self._pass: object = None
         self._over = False
         self._goes_on = False
-        if record is not None:
-            metrics.score_mode = "record" if score is None else "forward and record"
         counts: Any = source if isinstance(getattr(source, "counts", None), Mapping) else None
-        metrics.watch(record=record, source=counts, feed=feed, staleness=known.staleness)
+        self.metrics.watch(source=counts)
+        self._own_feed: LossFeed | None = None
+        if lookups is not None:
+            self.metrics.score_mode = "record" if score is None else "forward and record"
+            if serving is not None:  # last, since it takes the folder
+                self._own_feed = lookups.follow(serving)
+            self.metrics.watch(record=record, feed=lookups.feed, staleness=lookups.staleness)
 
     @property
     def weights(self) -> Tensor:
@@ -290,7 +288,10 @@ class SelectingLoader:
             elif (emitted := self._selector.pop()) is not None:
                 return emitted
         self._selector.finish()
-        return self._selector.pop()
+        emitted = self._selector.pop()
+        if emitted is None and self._decoder is not None:
+            self._decoder.check_success()
+        return emitted
 
     def _offer(self) -> bool:
         """Offer the next candidates; False where the source ends before."""

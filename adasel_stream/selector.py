@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, cast
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from adasel_stream.emitted import Emitted
 from adasel_stream.known import Judged, KnownLosses
 from adasel_stream.late import Late
 from adasel_stream.metrics import Metrics
+from adasel_stream.reporting import Reporting
 from adasel_stream.rows import Leaves, place, row_count
 from adasel_stream.types import Batch, Feedback, Ids, Selection
 
 __all__ = ["Selector"]
-
-_TINY = float(np.finfo(np.float32).tiny)
 
 SHOWN = ("method_weight_ratio", "method_loss", "selection_effective_ratio")
 """What metrics show of the last selection: after a resume it is still the last one."""
@@ -63,6 +61,7 @@ class Selector:
         self._metrics = metrics
         self._template: Batch = None
         self._late = Late()
+        self._reporting = Reporting(metrics, self._late, known.lookups)
 
     @property
     def full(self) -> bool:
@@ -113,11 +112,12 @@ class Selector:
         if rows == 0:
             return
         with self._metrics.phase("score"):
-            ids = self._known.ids_of(batch, rows)
+            lookups = self._known.lookups
+            ids = None if lookups is None else lookups.recognise(batch, rows)
             if self._decoder is None:  # else what was decoded is placed
                 batch, leaves = self._placed(batch, leaves)
             self._expect(batch, leaves, rows)
-            self._known.take(batch, leaves, ids)
+            self._known.offer(batch, leaves, ids)
         self._choose_all(rest=False)
 
     def finish(self) -> None:
@@ -144,7 +144,9 @@ class Selector:
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""
-        self._known.take_in(ids, losses)
+        if self._known.lookups is None:
+            raise ValueError("there is no record to observe losses; construct with record=")
+        self._known.lookups.take_in(ids, losses)
 
     def drain(self) -> None:
         """Wait for numbers that are still on their way from the device."""
@@ -216,19 +218,26 @@ class Selector:
         """Choose from all candidates whose losses are there."""
         while True:
             with self._metrics.phase("score"):
-                judged = self._known.next(self._template, rest=rest)
+                judged = self._judged(rest)
             self._count_decoded()
             if judged is None:
                 return
             with self._metrics.phase("select"):
                 self._choose(judged)
 
+    def _judged(self, rest: bool) -> Judged | None:
+        try:
+            return self._known.judge(self._template, rest=rest)
+        except Exception:  # whatever a score raises: its rows are gone with it
+            self._metrics.samples_dropped["score_error"] += self._known.in_hand
+            raise
+
     def _choose(self, judged: Judged) -> None:
-        self._count(judged)
+        self._reporting.count(judged)
         chosen = self._chooser.choose(judged.scored)
         if chosen is not None:
             self._keep(judged, chosen)
-        self._report(judged, chosen)
+        self._reporting.report(judged, chosen)
         self._late.poll()
         self._metrics.telemetry_lag_parcels = len(self._late)
 
@@ -253,62 +262,23 @@ class Selector:
         void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
         self._rows.push(leaves, chosen.indices, remembered, void)
 
-    def _count(self, judged: Judged) -> None:
-        rows, forward, ages_s = len(judged.fresh), int(judged.fresh.sum()), judged.ages_s
-        self._metrics.samples_seen += rows
-        self._metrics.score_rows["forward"] += forward
-        self._metrics.score_rows["record"] += len(ages_s)
-        self._metrics.score_rows["unknown"] += rows - forward - len(ages_s)
-        if len(ages_s):
-            self._metrics.observe_record_ages(ages_s)
-
     def _count_decoded(self) -> None:
         if self._decoder is not None:
             self._metrics.samples_dropped["decode_error"] = self._metrics.decode_rows["failed"]
 
-    def _report(self, judged: Judged, chosen: Selection | None) -> None:
-        """Send the numbers to the metrics and the record, to arrive when they may."""
-        metrics, losses, fresh, ids = (
-            self._metrics,
-            judged.scored.losses,
-            judged.fresh,
-            judged.ids,
-        )
-        told = None if judged.guessed is None else ~judged.guessed  # a guess is nobody's loss
-
-        def arrive(seen: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> None:
-            if ids is not None and fresh.any():
-                self._known.observe(ids[fresh], seen[fresh])
-            every = seen if told is None else seen[told]
-            if not rest:
-                metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(every)
-                return
-            rows, weights, importances, method_weights, method_losses = rest
-            known_rows = rows if told is None else rows[told[rows]]
-            wanted = importances * method_weights
-            agreed = (wanted / np.maximum(wanted.sum(1, keepdims=True), _TINY)).sum(0)
-            metrics.observe_selection(
-                every, seen[known_rows], weights, method_weights, method_losses, agreed
-            )
-
-        if chosen is None:
-            self._late.send((losses,), arrive)
-            return
-        metrics.samples_selected += chosen.indices.shape[0]
-        methods = (chosen.importances, chosen.method_weights, chosen.method_losses)
-        self._late.send((losses, chosen.indices, chosen.weights, *methods), arrive)
-
     def _remember(self, last: Emitted, losses: Tensor) -> None:
         """Record fresh losses, and compare them with what the record had held."""
+        lookups = self._known.lookups
+        assert lookups is not None
+        assert last.ids is not None
+        assert last.recorded is not None, "what has ids was looked up"
 
         def arrive(*late: npt.NDArray[Any]) -> None:
             weights, fresh, ids, recorded = late
             filled = weights > 0
-            self._known.observe(ids[filled], fresh[filled])
-            self._known.staleness.learn(recorded[filled, 0], recorded[filled, 1], fresh[filled])
+            lookups.observe(ids[filled], fresh[filled])
+            lookups.compare(recorded[filled], fresh[filled])
 
-        assert last.ids is not None
-        assert last.recorded is not None, "what has ids was looked up"
         self._late.send((last.weights, losses, last.ids, last.recorded), arrive)
 
     def _update(self, last: Emitted, losses: Tensor) -> None:

@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from adasel_stream import LossRecord
+from adasel_stream import LossRecord, SelectingLoader
 from adasel_stream.errors import RecordError, ScoreError
 from adasel_stream.known import Judged, KnownLosses
+from adasel_stream.lookups import Lookups, lookups_for
 from adasel_stream.trees import emptied, flatten
 from tests.streams import Counted, Rows, rows
 
@@ -15,11 +16,23 @@ from tests.streams import Counted, Rows, rows
 def judge(known: KnownLosses, batch: Rows, *, rest: bool = False) -> list[Judged]:
     """Offer a batch of rows; get all candidates whose losses are there."""
     leaves = flatten(batch)
-    known.take(batch, leaves, known.ids_of(batch, len(batch["id"])))
+    ids = None if known.lookups is None else known.lookups.recognise(batch, len(batch["id"]))
+    known.offer(batch, leaves, ids)
     template, judged = emptied(batch, leaves), list[Judged]()
-    while (one := known.next(template, rest=rest)) is not None:
+    while (one := known.judge(template, rest=rest)) is not None:
         judged.append(one)
     return judged
+
+
+def known_by(score: Any, record: LossRecord | None, where: Any = "id") -> KnownLosses:
+    """Know losses by a record, and score the others."""
+    return KnownLosses(score, None if record is None else Lookups(record, where))
+
+
+def lookups_of(known: KnownLosses) -> Lookups:
+    """What is known by id."""
+    assert known.lookups is not None
+    return known.lookups
 
 
 def find(known: KnownLosses, batch: Rows) -> Judged:
@@ -39,8 +52,7 @@ def ids_of(judged: Judged) -> list[int]:
 def test_without_a_record_every_row_is_scored() -> None:
     """Ids are not even looked for."""
     score = Counted()
-    known = KnownLosses(score, None, "there is no such key")
-    assert known.ids_of(rows(0, 4), 4) is None
+    known = known_by(score, None, "there is no such key")
     judged = find(known, rows(0, 4))
     assert torch.equal(judged.scored.losses, rows(0, 4)["loss"])
     assert judged.fresh.tolist() == [True] * 4
@@ -58,7 +70,7 @@ def test_rows_gather_until_a_whole_batch_of_their_kind_is_there() -> None:
         sizes.append(len(batch["id"]))
         return score(batch)
 
-    known = KnownLosses(counted, record, "id")
+    known = known_by(counted, record)
     assert judge(known, rows(0, 6)) == []
     assert known.gathering
     (fresh,) = judge(known, rows(6, 6))
@@ -78,7 +90,7 @@ def test_what_gathered_comes_when_nothing_more_will() -> None:
     """At the end of a pass no row stays behind, whichever kind it is of."""
     record = LossRecord(capacity=100)
     record.update(np.array([1, 3]), np.array([50.0, 70.0]))
-    known = KnownLosses(score := Counted(), record, "id")
+    known = known_by(score := Counted(), record)
     recorded, fresh = judge(known, rows(0, 5), rest=True)
     assert (ids_of(recorded), ids_of(fresh)) == ([1, 3], [0, 2, 4])
     assert recorded.scored.losses.tolist() == [50.0, 70.0]
@@ -92,7 +104,7 @@ def test_what_gathered_is_part_of_the_state() -> None:
     def make() -> KnownLosses:
         record = LossRecord(capacity=100, clock=lambda: 0.0)
         record.update(np.array([1, 3]), np.array([50.0, 70.0]))
-        return KnownLosses(Counted(), record, "id")
+        return known_by(Counted(), record)
 
     one, other = make(), make()
     assert judge(one, rows(0, 5)) == []
@@ -107,7 +119,7 @@ def test_a_batch_that_is_known_altogether_is_not_scored() -> None:
     record = LossRecord(capacity=100)
     record.update(np.arange(4), np.arange(4.0))
     score = Counted()
-    judged = find(KnownLosses(score, record, "id"), rows(0, 4))
+    judged = find(known_by(score, record), rows(0, 4))
     assert judged.scored.losses.tolist() == [0.0, 1.0, 2.0, 3.0]
     assert score.ids == []
     assert not judged.fresh.any()
@@ -122,7 +134,7 @@ def test_an_unknown_batch_is_scored_as_it_came() -> None:
         losses: Tensor = b["loss"]
         return losses
 
-    find(KnownLosses(score, LossRecord(capacity=100), "id"), batch)
+    find(known_by(score, LossRecord(capacity=100)), batch)
     assert got[0] is batch
 
 
@@ -130,8 +142,8 @@ def test_stale_losses_are_scored_again() -> None:
     """A loss older than the record allows is not known."""
     now = [0.0]
     record = LossRecord(capacity=100, max_age_s=10, clock=lambda: now[0])
-    known = KnownLosses(score := Counted(), record, "id")
-    known.observe(np.arange(2), np.ones(2))
+    known = known_by(score := Counted(), record)
+    lookups_of(known).observe(np.arange(2), np.ones(2))
     now[0] = 5.0
     assert find(known, rows(0, 2)).ages_s.tolist() == [5.0, 5.0]
     now[0] = 20.0
@@ -150,15 +162,15 @@ def test_gathered_rows_keep_every_kind_of_leaf() -> None:
         seen.append((b["id"].tolist(), b["t"], b["n"].tolist(), b["none"]))
         return torch.ones(len(b["t"]))
 
-    judge(KnownLosses(score, record, "id"), batch, rest=True)
+    judge(known_by(score, record), batch, rest=True)
     assert seen == [([0, 2], ["a", "c"], [0.0, 2.0], None)]
 
 
 def test_without_a_score_unknown_rows_count_as_average() -> None:
     """Neither preferred nor shunned; the average is that of the candidates that are known."""
-    known = KnownLosses(None, LossRecord(capacity=100), "id")
+    known = known_by(None, LossRecord(capacity=100))
     assert find(known, rows(0, 2)).scored.losses.tolist() == [0.0, 0.0]
-    known.observe(np.array([0, 1, 2]), np.array([1.0, 3.0, np.nan]))
+    lookups_of(known).observe(np.array([0, 1, 2]), np.array([1.0, 3.0, np.nan]))
     judged = find(known, rows(0, 4))
     assert judged.scored.losses.tolist() == [1.0, 3.0, 2.0, 2.0]
     assert not judged.fresh.any()
@@ -166,9 +178,9 @@ def test_without_a_score_unknown_rows_count_as_average() -> None:
 
 def test_the_average_follows_the_last_ten_thousand_losses() -> None:
     """It is even at first and forgets later; what nobody offers again has no part in it."""
-    known = KnownLosses(None, LossRecord(capacity=20_000), "id")
-    known.observe(np.arange(5000), np.full(5000, 1.0))
-    known.observe(np.arange(5000, 10_000), np.full(5000, 3.0))
+    known = known_by(None, LossRecord(capacity=20_000))
+    lookups_of(known).observe(np.arange(5000), np.full(5000, 1.0))
+    lookups_of(known).observe(np.arange(5000, 10_000), np.full(5000, 3.0))
     unknown = rows(90_000, 1)
     for _ in range(2):
         find(known, rows(0, 5000))
@@ -181,11 +193,11 @@ def test_the_average_follows_the_last_ten_thousand_losses() -> None:
 def test_duplicates_in_a_batch_are_all_scored_and_recorded_once() -> None:
     """Their mean is what is known of them next time."""
     record = LossRecord(capacity=100)
-    known = KnownLosses(score := Counted(), record, "id")
+    known = known_by(score := Counted(), record)
     batch = rows(0, 3)
     batch["id"] = torch.tensor([5, 5, 6])
     assert find(known, batch).fresh.all()
-    known.observe(np.array([5, 5, 6]), np.array([1.0, 3.0, 7.0]))
+    lookups_of(known).observe(np.array([5, 5, 6]), np.array([1.0, 3.0, 7.0]))
     assert len(record) == 2
     assert find(known, batch).scored.losses.tolist() == [2.0, 2.0, 7.0]
     assert score.ids == [5, 5, 6]
@@ -195,29 +207,29 @@ def test_a_score_that_ignores_the_subset_is_refused() -> None:
     """It must give one loss for each row that it was handed."""
     record = LossRecord(capacity=100)
     record.update(np.array([1]), np.array([9.0]))
-    known = KnownLosses(lambda _: torch.ones(4), record, "id")
+    known = known_by(lambda _: torch.ones(4), record)
     with pytest.raises(ScoreError, match=r"shape \(4,\), expected \(3,\)"):
         judge(known, rows(0, 4), rest=True)
 
 
 def test_the_state_goes_on_with_the_record_and_the_average() -> None:
     """What one knows the other knows."""
-    one, other = (KnownLosses(None, LossRecord(capacity=100), "id") for _ in range(2))
-    one.observe(np.array([0, 1]), np.array([1.0, 3.0]))
+    one, other = (known_by(None, LossRecord(capacity=100)) for _ in range(2))
+    lookups_of(one).observe(np.array([0, 1]), np.array([1.0, 3.0]))
     find(one, rows(0, 2))
     other.load_state_dict(one.state_dict(), None)
     assert torch.equal(find(one, rows(0, 4)).scored.losses, find(other, rows(0, 4)).scored.losses)
     with pytest.raises(RecordError, match="capacity"):
-        KnownLosses(None, LossRecord(capacity=999), "id").load_state_dict(one.state_dict(), None)
+        known_by(None, LossRecord(capacity=999)).load_state_dict(one.state_dict(), None)
 
 
 def test_old_losses_are_corrected_by_what_fresh_ones_said() -> None:
     """The model has halved its losses since: so has the record, as far as selection goes."""
     record = LossRecord(capacity=1000)
-    known = KnownLosses(None, record, "id")
+    known = known_by(None, record)
     held = np.linspace(0.0, 0.2, 200, dtype=np.float32)
-    known.observe(np.arange(200), held)
-    known.staleness.learn(held, np.zeros(200, np.float32), held / 2)
+    lookups_of(known).observe(np.arange(200), held)
+    lookups_of(known).staleness.learn(held, np.zeros(200, np.float32), held / 2)
     judged = find(known, {"id": np.arange(200), "loss": np.zeros(200)})
     np.testing.assert_allclose(judged.scored.losses.numpy(), held / 2, atol=2e-3)
     assert judged.recorded is not None
@@ -234,20 +246,21 @@ def test_old_losses_are_corrected_by_what_fresh_ones_said() -> None:
 )
 def test_losses_from_elsewhere_are_taken_in(ids: Any, losses: Any) -> None:
     """As a serving process has them, with or without gradient."""
-    known = KnownLosses(None, LossRecord(capacity=100), "id")
-    known.take_in(ids, losses)
+    known = known_by(None, LossRecord(capacity=100))
+    lookups_of(known).take_in(ids, losses)
     assert find(known, rows(0, 2)).scored.losses.tolist() == [1.0, 3.0]
 
 
 def test_losses_from_elsewhere_are_checked() -> None:
     """One each, for a loader that has a record."""
-    known = KnownLosses(None, LossRecord(capacity=100), "id")
+    known = known_by(None, LossRecord(capacity=100))
     with pytest.raises(ValueError, match=r"losses must have shape \(2,\), one per id, got \(3,\)"):
-        known.take_in(np.arange(2), np.ones(3))
+        lookups_of(known).take_in(np.arange(2), np.ones(3))
     with pytest.raises(RecordError, match="floating-point"):
-        known.take_in(np.arange(2), np.arange(2))
+        lookups_of(known).take_in(np.arange(2), np.arange(2))
+    loader = SelectingLoader([rows(0, 2)], score=Counted(), sampling_rate=0.5)
     with pytest.raises(ValueError, match="there is no record to observe losses; construct with re"):
-        KnownLosses(Counted(), None, None).take_in(np.arange(2), np.ones(2))
+        loader.observe(np.arange(2), np.ones(2))
 
 
 @pytest.mark.parametrize(
@@ -264,15 +277,15 @@ def test_wrong_arguments_fail_at_construction(
 ) -> None:
     """With what was expected and what came."""
     with pytest.raises(error, match=message):
-        KnownLosses(score, record, where)
+        KnownLosses(score, lookups_for(record, where, None, None))
 
 
 def test_what_is_guessed_is_marked() -> None:
     """A mean that stands for an unknown loss is nobody's loss, and no metric may count it."""
-    known = KnownLosses(None, LossRecord(capacity=100), "id")
-    known.observe(np.array([0, 2]), np.array([1.0, 3.0]))
+    known = known_by(None, LossRecord(capacity=100))
+    lookups_of(known).observe(np.array([0, 2]), np.array([1.0, 3.0]))
     guessed = find(known, rows(0, 4)).guessed
     assert guessed is not None
     assert guessed.tolist() == [False, True, False, True]
     assert find(known, rows(0, 1)).guessed is None
-    assert find(KnownLosses(Counted(), LossRecord(capacity=16), "id"), rows(0, 4)).guessed is None
+    assert find(known_by(Counted(), LossRecord(capacity=16)), rows(0, 4)).guessed is None

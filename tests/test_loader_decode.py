@@ -180,6 +180,7 @@ def test_rows_that_must_be_scored_are_decoded_once(known: str) -> None:
     assert len(set(opened.ids)) == len(opened.ids)
     if known == "none":
         assert sorted(opened.ids) == list(range(51))
+    assert loader.metrics.decode_rows == {"decoded": len(opened.ids), "failed": 0}
 
 
 def test_rows_that_cannot_be_decoded_for_the_score_are_left_out() -> None:
@@ -258,17 +259,76 @@ def test_a_decoder_that_never_works_stops_the_run() -> None:
         decode=Opened(frozenset(range(5000))),
     )
     with pytest.raises(
-        DecodeError, match=r"1000 chosen samples in a row .* raised OSError"
+        DecodeError, match=r"1,000 samples in a row .* raised OSError in line"
     ) as told:
         list(loader)
     assert "S3CR3T" not in str(told.value)
 
 
-def test_samples_that_do_not_stack_are_refused() -> None:
-    """The message says what decode must give."""
-    loader = loader_of(batches(), lambda sample: torch.zeros(int(sample["id"]) % 3))
-    with pytest.raises(BatchError, match="decode must give every sample the same structure"):
+def test_a_stream_of_which_nothing_can_be_decoded_ends_in_an_error() -> None:
+    """However short it is: an epoch without a batch would look like a short epoch."""
+    loader = loader_of(batches(), Opened(frozenset(range(51))))
+    with pytest.raises(DecodeError, match=r"none of 20 chosen samples can be decoded, .* decode="):
         list(loader)
+
+
+def test_samples_of_another_shape_are_counted_and_replaced() -> None:
+    """One odd picture costs itself, not the batch that it would have been part of."""
+    plain = ids_in(list(loader_of(batches(), Opened())))
+    odd = plain[5]
+
+    def decode(sample: Rows) -> Rows:
+        opened: Rows = Opened()(sample)
+        return opened | ({"picture": torch.zeros(3, 3)} if opened["id"] == odd else {})
+
+    loader = loader_of(batches(), decode)
+    got = list(loader)
+    want = [i for i in plain if i != odd]
+    assert ids_in(got) == want[: len(want) // 4 * 4]
+    assert loader.metrics.decode_rows["failed"] == 1
+
+
+def test_samples_that_cannot_be_stacked_are_refused() -> None:
+    """The message says what decode must give, and nothing that waits is lost."""
+    loader = loader_of(batches(), lambda _: object())
+    for _ in range(2):
+        with pytest.raises(BatchError, match="decode must give every sample the same structure"):
+            list(loader)
+    held = loader.state_dict()["selector"]["rows"]["held"]
+    assert held["full"] or held["part"]
+
+
+def test_a_loader_that_was_closed_decodes_again() -> None:
+    """As one without decoding goes on after `close`."""
+    loader = loader_of(batches(), Decoding(Opened(), workers=1))
+    first = ids_in(list(loader))
+    loader.close()
+    assert len(ids_in(list(loader))) >= len(first)
+
+
+def test_rows_whose_score_raised_are_counted() -> None:
+    """They are gone, those that had gathered as well, and the page says how many."""
+    record = LossRecord(capacity=1000)
+    record.update(np.arange(0, 40, 2), np.ones(20))
+    broken = [True]
+
+    def score(batch: Rows) -> Tensor:
+        if broken[0]:
+            raise RuntimeError("no memory")
+        losses: Tensor = batch["loss"]
+        return losses
+
+    source = [rows(i, 8) for i in range(0, 40, 8)]
+    loader = SelectingLoader(
+        iter(source), score=score, record=record, ids="id", sampling_rate=0.5, batch_size=4
+    )
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(loader)
+    assert loader.metrics.samples_dropped["score_error"] == 8
+    broken[0] = False
+    list(loader)
+    dropped, seen = loader.metrics.samples_dropped["score_error"], loader.metrics.samples_seen
+    assert (dropped, seen) == (8, 32)
 
 
 def test_a_batch_without_the_deferred_column_is_told_of() -> None:

@@ -107,11 +107,36 @@ def test_a_kept_record_is_no_part_of_the_loaders_state(tmp_path: Path) -> None:
         loader = SelectingLoader(batches(), score=loss, sampling_rate=0.5, record=record, ids="id")
         assert len(record) == expected
         list(loader)
-        assert loader.state_dict()["selector"]["known"]["record"] is None
+        assert loader.state_dict()["selector"]["known"]["lookups"]["record"] is None
         assert loader.metrics.score_rows["record"] == expected
         loader.load_state_dict(loader.state_dict())
         assert len(record) == 51
         record.close()
+
+
+def test_a_checkpoint_of_another_record_leaves_a_kept_one_alone(tmp_path: Path) -> None:
+    """Who begins to keep a record may load a checkpoint from before."""
+    plain = SelectingLoader(
+        Stream(), score=loss, sampling_rate=0.5, record=LossRecord(1000), ids="id"
+    )
+    next(iter(plain))
+    record = LossRecord.open(tmp_path, 1000)
+    record.update(np.arange(1000, 1500), np.ones(500))
+    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5, record=record, ids="id")
+    known = len(record)
+    loader.load_state_dict(plain.state_dict())
+    assert len(record) == known > 400
+    record.close()
+
+
+def test_a_refused_loader_takes_no_folder(tmp_path: Path) -> None:
+    """The corrected call must not find the folder taken by the wrong one."""
+    with pytest.raises(ValueError, match="serving= needs record=") as told:
+        SelectingLoader([], score=loss, sampling_rate=0.5, serving=tmp_path / "losses")
+    assert not (tmp_path / "losses").exists()
+    with pytest.raises(TypeError, match="serving must be a folder's path or a LossFeed, got int"):
+        SelectingLoader([], score=loss, sampling_rate=0.5, serving=5)  # type: ignore[arg-type]
+    del told
 
 
 def test_segments_stay_until_a_snapshot_holds_them(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adasel_stream import LossBatch, LossRecord, SelectingLoader, paper, unbiased
+from adasel_stream import LossBatch, LossRecord, PendingLabels, SelectingLoader, paper, unbiased
 from adasel_stream.methods import METHODS
 from tests.streams import Rows, Stream, loss
 from tests.waiting import (
@@ -132,6 +132,21 @@ def test_a_record_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
             loader.mean(batch["x"].sum(1))
     assert loader.metrics.score_rows["forward"] == 42
     assert loader.metrics.score_rows["record"] == 22
+
+
+def test_labels_on_the_host_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read before the batch goes to the device."""
+    pending = PendingLabels(100, lambda p, y: (p - y) ** 2, ttl_s=60)
+    record = LossRecord(100, pending=pending)
+    record.expect(np.arange(8), np.zeros(8, np.float32))
+    source = [{"x": np.ones((8, 4), "f4"), "id": np.arange(8), "y": np.ones(8, "f4")}] * 4
+    with pretended_device(monkeypatch), NoWaiting():
+        loader = SelectingLoader(
+            source, record=record, ids="id", labels="y", sampling_rate=0.5, device=DEVICE
+        )
+        for batch in loader:
+            loader.mean(batch["x"].sum(1))
+    assert pending.counts["joined"] == 8
 
 
 def test_batches_from_the_host_are_placed_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,18 +64,18 @@ class Family:
 
 FAMILIES: tuple[Family, ...] = (
     Family("samples_seen", "counter", "Samples that reached the scorer."),
-    Family("samples_selected", "counter", "Samples given to the backward pass."),
+    Family("samples_selected", "counter", "Samples chosen to be trained on."),
     Family(
         "samples_dropped",
         "counter",
-        "Samples discarded: without a finite loss, or chosen and not to be decoded.",
+        "Samples discarded: no finite loss, not to be decoded, or lost to a score that raised.",
         "reason",
-        ("nonfinite_loss", "decode_error"),
+        ("nonfinite_loss", "decode_error", "score_error"),
     ),
     Family(
         "decode_rows",
         "counter",
-        "Rows that were fetched and decoded after selection.",
+        "Rows that were fetched and decoded, after selection or to be scored.",
         "result",
         ("decoded", "failed"),
     ),
