@@ -69,7 +69,8 @@ class ParquetSource(ShardSource):
     A compressed page is decompressed as a whole; `max_rows_per_page=16` keeps it small. Checksums
     are those of whole pages too. Of other columns and layouts, such as lists of several lengths or
     a dictionary of floats, `fetch` decodes a column's whole row group, once for all rows that are
-    chosen of it soon; then it saves little, and small row groups help.
+    chosen of it soon; then it saves little, and small row groups help. The log `adasel_connectors`
+    warns of it once for each column.
 
     >>> import pyarrow, pyarrow.parquet, tempfile
     >>> folder = tempfile.TemporaryDirectory()
@@ -129,7 +130,8 @@ class ParquetSource(ShardSource):
         Raises:
             ValueError: no shards are there, a column is unknown or its name taken, or an
                 argument is out of its range.
-            TypeError: a column has a type that no column of a batch is made of.
+            TypeError: a column has a type that no column of a batch is made of, or an argument
+                is of a wrong one.
         """
         if isinstance(deferred, str):
             raise TypeError(f"deferred must be a sequence of names, got one string {deferred!r}")
@@ -145,6 +147,8 @@ class ParquetSource(ShardSource):
             raise ValueError(f"max_row_group_bytes must be at least 1, got {max_row_group_bytes}")
         if isinstance(columns, str):
             raise TypeError(f"columns must be a sequence of names, got one string {columns!r}")
+        if not isinstance(id_key, str):
+            raise TypeError(f"id_key must be a string, got {type(id_key).__name__}")
         self._id_key = id_key
         self._options: dict[str, Any] = {
             "memory_map": memory_map,
@@ -156,6 +160,7 @@ class ParquetSource(ShardSource):
         self._widths: dict[str, tuple[int, ...]] = {}
         self._pages = ByteCache[Any](_PAGES_BYTES)
         self._decoded = ByteCache[list[Any] | None](_COLUMNS_BYTES)
+        self._untold = set(self.deferred)
 
     def _open(
         self, shard: Shard, file: ShardFile, digest: int, start: Position, report: Report
@@ -191,6 +196,7 @@ class ParquetSource(ShardSource):
             fill_nulls=self._fill_nulls,
             pages=self._pages,
             decoded=self._decoded,
+            untold=self._untold,
         )
 
     def _join(self, ids: Tensor, columns: dict[str, Any]) -> dict[str, Any]:
@@ -234,8 +240,9 @@ class ParquetSource(ShardSource):
             raise ValueError(f"deferred must be among columns {names}, got {self.deferred}")
         if self._id_key in names:
             raise ValueError(
-                f"column {self._id_key!r} has the name that ids are given under; pass another "
-                "id_key, or columns without it"
+                f"the shards have a column {self._id_key!r} of their own, and this source adds one "
+                'of that name: pass another id_key, such as id_key="row_id" (and '
+                f"ids={self._id_key!r} to the loader to go by your own), or columns without it"
             )
         kinds: dict[str, str] = {}
         for name in names:

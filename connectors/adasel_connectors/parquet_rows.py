@@ -1,5 +1,6 @@
 """Read single rows of a Parquet shard's deferred columns."""
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
@@ -28,6 +29,8 @@ from adasel_connectors.shards import ShardFile
 
 __all__ = ["ParquetRows"]
 
+_log = logging.getLogger("adasel_connectors")
+
 _ROW = 0xFFFFFFFF
 
 
@@ -48,6 +51,7 @@ class ParquetRows:
         fill_nulls: Mapping[str, Any],
         pages: ByteCache[Any],
         decoded: ByteCache[list[Any] | None],
+        untold: set[str],
     ) -> None:
         """Read from `opened`, an Arrow Parquet file over the view of `file`.
 
@@ -59,11 +63,13 @@ class ParquetRows:
             fill_nulls: what stands for a null, by column.
             pages: a cache of them, shared with other shards.
             decoded: the same of columns of whole row groups.
+            untold: columns of which nobody was told that they are decoded so; shared, too.
         """
         self.file, self.digest = file, digest
         self._opened, self._metadata = opened, opened.metadata
         self._fill_nulls = fill_nulls
         self._pages, self._whole = pages, decoded
+        self._untold = untold
         self._view = memoryview(file.view)
         self._lock = Lock()  # Arrow reads one thing at a time from a file
         groups = range(self._metadata.num_row_groups)
@@ -105,6 +111,7 @@ class ParquetRows:
                     return self._picked(name, group, rows)
                 except UnfamiliarError:
                     self._unfamiliar.add((name, group))
+            self._tell_whole(name)
             return self._decoded(name, group, rows)
         except DamageError as damage:
             return [damage] * len(rows)
@@ -138,6 +145,21 @@ class ParquetRows:
             return self._read[name](value)
         except UnicodeDecodeError:
             return DamageError("unreadable", f"column {shown(name)} is not UTF-8", one_sample=True)
+
+    def _tell_whole(self, name: str) -> None:
+        """Warn of what makes deferring pointless, once for each column of a source."""
+        try:
+            self._untold.remove(name)  # one of several threads succeeds
+        except KeyError:
+            return
+        _log.warning(
+            "fetch decodes whole row groups of the deferred column %s, as its %s does not let rows "
+            "be picked. Write it as text, bytes or lists of one length, with "
+            'compression="none" and use_dictionary=False; small row groups help, too (see '
+            "ParquetSource), or not to defer it",
+            shown(name),
+            "layout" if name in self._leaves else "type",
+        )
 
     def _decoded(self, name: str, group: int, rows: list[int]) -> list[Any]:
         """Decode the row group's column, or take what was decoded before."""

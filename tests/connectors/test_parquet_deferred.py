@@ -1,5 +1,6 @@
 """Deferred columns of Parquet shards are read of chosen rows only, whatever their layout."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,32 @@ def test_a_row_group_that_must_be_decoded_is_so_once(
     for row in range(ROWS):
         assert source.fetch({"number": batch["number"][[row]]})["number"][0] == row
     assert decoded == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "why"),
+    [("number", {}, "type"), ("vector", {"use_dictionary": True}, "layout")],
+)
+def test_decoding_whole_row_groups_is_told_once(
+    tmp_path: Path,
+    name: str,
+    written: dict[str, Any],
+    why: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line names the column and what would help, however many shards and row groups follow."""
+    columns = {key: COLUMNS[key] for key in (name, "bytes")}
+    for shard in "ab":
+        write_parquet(tmp_path / f"{shard}.parquet", columns, row_group_size=7, **written)
+    source = ParquetSource(tmp_path, deferred=(name, "bytes"), batch_size=2 * ROWS)
+    (batch,) = source
+    with ThreadPoolExecutor(4) as pool:
+        rows = range(2 * ROWS)
+        list(pool.map(lambda row: source.fetch({name: batch[name][[row]]}), rows))
+    source.fetch({"bytes": batch["bytes"]})
+    (told,) = caplog.messages
+    assert f"row groups of the deferred column '{name}', as its {why} does" in told
+    assert "use_dictionary=False" in told
 
 
 def test_a_row_group_larger_than_the_cache_is_decoded_in_parts(
