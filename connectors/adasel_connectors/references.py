@@ -47,11 +47,22 @@ def check_references(
     """Check what is given to `fetch`, before anything is opened.
 
     Raises:
+        TypeError: it is no mapping of tensors.
         ValueError: a column is not deferred, or has the shape or type of something else.
     """
+    if not isinstance(references, Mapping):
+        raise TypeError(
+            "fetch expects a mapping of columns to references, such as "
+            f"{{'jpg': batch['jpg'][chosen]}}, got {type(references).__name__}"
+        )
     for name, rows in references.items():
         if name not in deferred:
             raise ValueError(f"columns to fetch must be among deferred {deferred}, got {name!r}")
+        if not isinstance(rows, Tensor):
+            raise TypeError(
+                f"references of {name!r} must be a tensor, as the batches have them, "
+                f"got {type(rows).__name__}"
+            )
         if rows.dtype != torch.int64 or rows.shape[1:] != (width,):
             raise ValueError(
                 f"references of {name!r} must be int64 of shape (n, {width}), as the batches "

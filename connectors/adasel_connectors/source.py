@@ -113,6 +113,7 @@ class ShardSource(IterableDataset[dict[str, Any]]):
             not raised: its shard is gone or has changed, or it is damaged or not decodable.
 
         Raises:
+            TypeError: what is given is no mapping of tensors.
             ValueError: a column is not deferred, or what is given are not references.
         """
         check_references(references, self.deferred, self.reference_width)

@@ -123,10 +123,10 @@ class TarSource(ShardSource):
 
         Raises:
             ValueError: no shards are there, or an argument is out of its range.
-            TypeError: `extensions` is one string.
+            TypeError: `extensions` or `deferred` is one string.
         """
-        names = _checked_extensions(extensions)
-        later = _checked_extensions(deferred) if deferred else []
+        names = _checked_extensions("extensions", extensions)
+        later = _checked_extensions("deferred", deferred) if deferred else []
         if not set(later) <= set(names):
             raise ValueError(f"deferred must be among extensions {names}, got {later}")
         super().__init__(
@@ -258,15 +258,15 @@ class _TarReader:
             self._ignored = self._samples.ignored
 
 
-def _checked_extensions(extensions: Sequence[str]) -> list[str]:
+def _checked_extensions(argument: str, extensions: Sequence[str]) -> list[str]:
     if isinstance(extensions, str):
-        raise TypeError(f"extensions must be a sequence of names, got one string {extensions!r}")
+        raise TypeError(f"{argument} must be a sequence of names, got one string {extensions!r}")
     names = [name.lower().removeprefix(".") for name in extensions]
     for name in names:
         if not name or "/" in name or name in _RESERVED or names.count(name) > 1:
             raise ValueError(
-                f"extensions must be different names such as 'jpg', not {_RESERVED}, got {name!r}"
+                f"{argument} must be different names such as 'jpg', not {_RESERVED}, got {name!r}"
             )
     if not names:
-        raise ValueError("extensions is empty, expected those that a sample is made of")
+        raise ValueError(f"{argument} is empty, expected those that a sample is made of")
     return names

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mmap import mmap
 from typing import TypeAlias
 
-from adasel_connectors.damage import DamageError
+from adasel_connectors.damage import DamageError, shown
 from adasel_connectors.tar_walk import END, REGULAR, walk
 
 __all__ = ["Limits", "Part", "RawSample", "Samples", "count_samples"]
@@ -80,6 +80,7 @@ class Samples:
         view, columns = self._view, self._columns
         member_bytes, sample_bytes = self._limits.member_bytes, self._limits.sample_bytes
         count, deferred = len(columns), self._deferred
+        whole = (1 << count) - 1
         key: bytes | None = None
         nothing: list[Part] = [b""] * count
         parts = nothing
@@ -96,7 +97,9 @@ class Samples:
                     self.ignored += 1
                     continue
                 if key is not None:
-                    yield _sample(key, parts, count - seen.bit_count(), damage, at)
+                    if seen != whole and damage is None:
+                        damage = self._incomplete(seen)
+                    yield _sample(key, parts, damage, at)
                 key, parts, seen, taken, damage = stem, nothing.copy(), 0, 0, None
                 if kind is END:
                     return
@@ -114,6 +117,13 @@ class Samples:
             else:
                 parts[column] = (start, size) if column in deferred else view[start : start + size]
                 seen |= 1 << column
+
+    def _incomplete(self, seen: int) -> DamageError:
+        absent = [name for name, i in self._columns.items() if not seen >> i & 1]
+        named = " and no ".join(f"{shown(name)} part" for name in absent)
+        return DamageError(
+            "incomplete", f"it has no {named}, which extensions asks for", one_sample=True
+        )
 
 
 def count_samples(view: mmap) -> int:
@@ -139,10 +149,8 @@ def _passed_over(stem: bytes, name: bytes) -> bool:
 
 
 def _sample(
-    raw_key: bytes, parts: list[Part], missing: int, damage: DamageError | None, offset: int
+    raw_key: bytes, parts: list[Part], damage: DamageError | None, offset: int
 ) -> RawSample:
-    if damage is None and missing:
-        damage = DamageError("incomplete", f"{missing} of its parts are missing", one_sample=True)
     try:
         key = raw_key.decode()
     except UnicodeDecodeError:

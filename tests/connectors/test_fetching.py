@@ -343,6 +343,10 @@ def test_what_are_no_references_is_refused(make: Make) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             source.fetch(columns)
+    wrong: Any = ([kept], {"x": kept.tolist()})
+    for columns, message in zip(wrong, ("mapping .* got list", "tensor, .* got list"), strict=True):
+        with pytest.raises(TypeError, match=message):
+            source.fetch(columns)
     with pytest.raises(ValueError, match="deferred"):
         make(deferred=("nothing",))
     with pytest.raises(TypeError, match="one string"):

@@ -176,6 +176,20 @@ def test_an_unusable_sample_is_raised_skipped_or_ends_its_shard(
     assert (leaving.counts[kind], leaving.counts["skipped_shards"]) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [(("png",), "no 'cls' part and no 'jpg' part,"), (("png", "jpg"), "no 'cls' part,")],
+)
+def test_parts_that_a_sample_lacks_are_named(
+    tmp_path: Path, parts: tuple[str, ...], told: str
+) -> None:
+    """They are those that the source was asked for, whatever else a sample has."""
+    write_tar(tmp_path / "a.tar", [("5", dict.fromkeys(parts, b"x"))])
+    source = TarSource(tmp_path, extensions=("cls", "jpg"))
+    with pytest.raises(ShardError, match=rf"sample 0 \('5'\): it has {told} which extensions asks"):
+        list(source)
+
+
 def test_members_that_are_no_samples_are_passed_over_and_counted(tmp_path: Path) -> None:
     """Folders, hidden files, metadata and files without extension take part in no sample."""
     with tarfile.open(tmp_path / "a.tar", "w") as shard:

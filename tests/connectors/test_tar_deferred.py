@@ -212,7 +212,7 @@ def test_deferred_extensions_must_be_among_those_read(folder: Path) -> None:
     """A wrong argument is named at once."""
     with pytest.raises(ValueError, match="deferred must be among"):
         later(folder, deferred=("png",))
-    with pytest.raises(TypeError, match="one string"):
+    with pytest.raises(TypeError, match="deferred must be a sequence of names, got one string"):
         later(folder, deferred="jpg")
-    with pytest.raises(ValueError, match="different"):
+    with pytest.raises(ValueError, match="deferred must be different"):
         later(folder, deferred=("jpg", "JPG"))
