@@ -1,9 +1,10 @@
 """What is remembered of emitted batches, so that fresh losses find the chances of their rows."""
 
+import logging
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +15,11 @@ from adasel_stream.types import Batch
 
 __all__ = ["Emission", "Emissions", "Emitted", "check_losses", "weighted_mean"]
 
-_KEPT = 8
+_log = logging.getLogger(__name__)
+
+_KEPT: Final = 8
+_WARNED: Final = 10
+"""After so many batches that nobody weighed, that is no accident."""
 
 
 class Emitted(NamedTuple):
@@ -87,11 +92,15 @@ class Emissions:
 
     Trainers that read a batch ahead give losses of the one before the last. Which batch losses
     belong to is told by its leaves, which are watched, not held.
+
+    Args:
+        weighed: whether a trainer that uses neither `mean` nor `weights` is to be warned.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, weighed: bool = False) -> None:
         self._kept: deque[Emission] = deque(maxlen=_KEPT)
         self._ahead = 0
+        self._unweighed = 0 if weighed else _WARNED
 
     @property
     def last(self) -> Emission:
@@ -102,6 +111,7 @@ class Emissions:
         """
         if not self._kept:
             raise AdaselError("no batch was emitted yet; iterate over the loader first")
+        self._unweighed = _WARNED
         return self._kept[-1]
 
     def start(self) -> None:
@@ -118,6 +128,15 @@ class Emissions:
         watched = [weakref.ref(leaf) for leaf in leaves if not isinstance(leaf, list)]
         self._kept.append(Emission(emitted, watched))
         self._ahead += 1
+        if self._unweighed < _WARNED:
+            self._unweighed += 1
+            if self._unweighed == _WARNED:
+                _log.warning(
+                    "%d batches were emitted, and neither loader.mean nor loader.weights was used: "
+                    "averaging the losses yourself is biased, and nothing is learnt from them. "
+                    "Call loader.mean(losses).backward()",
+                    _WARNED,
+                )
 
     def of(self, batch: Batch | None) -> Emission:
         """Find the batch that losses belong to.
@@ -144,6 +163,7 @@ class Emissions:
         return first
 
     def _found(self, batch: Batch) -> Emission:
+        self._unweighed = _WARNED
         given = {id(leaf) for leaf in trees.flatten(batch).values()}
         for one in reversed(self._kept):
             if any(id(leaf()) in given for leaf in one.leaves):

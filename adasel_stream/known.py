@@ -6,9 +6,10 @@ there is a whole candidate batch of it. So the forward pass runs on full batches
 are unknown, and what is compared with each other is of one kind, recorded or fresh.
 """
 
+import logging
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,11 @@ from adasel_stream.scorers import Score, as_scored, checked
 from adasel_stream.types import Batch, Scored
 
 __all__ = ["Judged", "KnownLosses"]
+
+_log = logging.getLogger(__name__)
+
+_WARNED: Final = 1000
+"""So many candidates, none of which is known, are no accident."""
 
 
 class Judged(NamedTuple):
@@ -99,6 +105,7 @@ class KnownLosses:
         self._whole: deque[_Group] = deque()
         self._known: Gathering | None = None
         self._unknown: Gathering | None = None
+        self._strangers = 0
 
     @property
     def gathering(self) -> bool:
@@ -185,10 +192,25 @@ class KnownLosses:
         assert recorded is not None
         assert self.lookups is not None, "it found them"
         losses, known = self.lookups.guess(recorded)
+        self._count_strangers(known)
         tensor = torch.from_numpy(losses).to(_device_of(group.leaves), non_blocking=True)
         guessed = None if known.all() else ~known
         fresh = np.zeros_like(known)
         return Judged(group.leaves, Scored(tensor), fresh, group.ids, recorded, guessed)
+
+    def _count_strangers(self, known: npt.NDArray[np.bool_]) -> None:
+        """Warn once where the record knows nobody: somebody may have mistaken a name."""
+        if known.any():
+            self._strangers = _WARNED
+        elif self._strangers < _WARNED:
+            self._strangers += len(known)
+            if self._strangers >= _WARNED:
+                _log.warning(
+                    "none of the first %d candidates is in the record, so they count as equal: is "
+                    "serving= the folder that servers write to, and do they name instances by the "
+                    "same ids as ids=?",
+                    self._strangers,
+                )
 
     def _scored(self, group: _Group, template: Batch) -> Judged | None:
         assert self._score is not None, "without score there is a record"

@@ -128,7 +128,7 @@ class SelectingLoader:
         }
         self._cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
         self._told = False
-        self._emissions = Emissions()
+        self._emissions = Emissions(weighed=rule.name != "paper" or record is not None)
         self._step_began_s: float | None = None
         self._pass: object = None
         self._over = False

@@ -289,3 +289,16 @@ def test_what_is_guessed_is_marked() -> None:
     assert guessed.tolist() == [False, True, False, True]
     assert find(known, rows(0, 1)).guessed is None
     assert find(known_by(Counted(), LossRecord(capacity=16)), rows(0, 4)).guessed is None
+
+
+def test_a_record_that_knows_nobody_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A folder or an id that was misnamed looks like a stream of new instances."""
+    strange, known = (known_by(None, LossRecord(capacity=5000)) for _ in range(2))
+    lookups_of(known).observe(np.arange(3), np.ones(3))
+    for each in (known, strange):
+        for start in range(0, 2000, 500):
+            find(each, rows(start, 500))
+    assert [r.message for r in caplog.records if "serving= the folder" in r.message] == [
+        "none of the first 1000 candidates is in the record, so they count as equal: is serving= "
+        "the folder that servers write to, and do they name instances by the same ids as ids=?"
+    ]

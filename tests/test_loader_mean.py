@@ -1,5 +1,7 @@
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -182,3 +184,23 @@ def test_losses_that_are_no_tensor_are_refused() -> None:
     batch = next(iter(loader))
     with pytest.raises(TypeError, match="losses must be a tensor, got list"):
         loader.mean(batch["loss"].tolist())
+
+
+@pytest.mark.parametrize(
+    ("use", "warned"),
+    [
+        (lambda _: None, True),
+        (lambda loader: loader.weights, False),
+        (lambda loader: loader.mean(torch.ones(2)), False),
+    ],
+    ids=["neither", "weights", "mean"],
+)
+def test_averaging_without_weights_is_warned_of(
+    use: Callable[[SelectingLoader], Any], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, after ten batches: it is biased, and nobody would notice."""
+    loader = loader_over((8,) * 12, batch_size=2)
+    for _ in loader:
+        use(loader)
+    told = [r for r in caplog.records if "averaging the losses yourself is biased" in r.message]
+    assert len(told) == warned
