@@ -5,8 +5,10 @@
 Owners save one step after the other, or fold the deltas of a closed record into a new base, until
 they are killed. What a record holds after a number of steps is known, and its cursors carry that
 number, so that each restart shows whether it found one whole snapshot, and no older one than the
-last that was complete. Then the bytes of a manifest and of a file of rows are flipped, cut, zeroed
-and repeated at random, as often as asked. Target: nothing is lost, and no damage is accepted.
+last that was complete. While a snapshot is taken another thread joins labels: each prediction
+waits or has become one loss, never both nor neither. Then the bytes of a manifest and of a file
+of rows are flipped, cut, zeroed and repeated at random, as often as asked. Target: nothing is
+lost, and no damage is accepted.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import os
 import random
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +40,18 @@ from adasel_stream.record.snapshots.manifest import FileEntry, Manifest
 from adasel_stream.record.snapshots.upkeep import compact
 
 IDS, TOUCHED = 400, 60
+LABELLED, BLOCKS = 20, 8
 NEVER_S = 1e6
 
 
 def touched(step: int) -> npt.NDArray[np.int64]:
     """The ids that a step updates."""
     return (np.arange(TOUCHED) + 37 * step) % IDS
+
+
+def predicted(step: int) -> npt.NDArray[np.int64]:
+    """The ids whose predictions of a step meet their labels while snapshots are taken."""
+    return 2 * IDS + LABELLED * ((step - 1) % BLOCKS) + np.arange(LABELLED)
 
 
 def open_record(path: Path) -> LossRecord:
@@ -76,7 +85,25 @@ def take_step(record: LossRecord) -> int:
     record.update(touched(step), np.full(TOUCHED, float(step)))
     record.join(IDS + touched(step - 1), np.zeros(TOUCHED, np.float32))
     record.expect(IDS + touched(step), np.full(TOUCHED, float(step)))
+    record.join(predicted(step), np.zeros(LABELLED, np.float32))  # those still left
+    record.expect(predicted(step), np.full(LABELLED, float(step)))
     return step
+
+
+def save(record: LossRecord, *, full: bool = False) -> None:
+    """Save, while another thread joins labels."""
+    thread = threading.Thread(target=join_labels, args=[record])
+    thread.start()
+    record.save(full=full)
+    thread.join()
+
+
+def join_labels(record: LossRecord) -> None:
+    """Join labels to half the predictions of each of the last two steps, one by one."""
+    step = step_of(record)
+    for pair in zip(predicted(step)[::2], predicted(step - 1)[1::2], strict=True):
+        for id_ in pair:
+            record.join(np.array([id_]), np.zeros(1, np.float32))
 
 
 def checked_step(path: Path) -> int:
@@ -91,10 +118,17 @@ def checked_step(path: Path) -> int:
     np.testing.assert_array_equal(found.losses[found.known], losses[found.known])
     np.testing.assert_array_equal(found.ema, found.losses)
     assert record.pending is not None
-    waiting = record.pending.entries(0, record.pending.capacity)
-    expected = IDS + touched(step) if step else touched(0)[:0]
-    assert set(ids_of_keys(waiting.keys, 0).tolist()) == set(expected.tolist())
-    assert (waiting.values["last"] == step).all()
+    rows = record.pending.entries(0, record.pending.capacity)
+    waiting = dict(zip(ids_of_keys(rows.keys, 0).tolist(), rows.values["last"], strict=True))
+    expected = set((IDS + touched(step)).tolist()) if step else set[int]()
+    assert {id_ for id_ in waiting if id_ < 2 * IDS} == expected
+    assert all(waiting[id_] == step for id_ in expected)
+    items = record.items()
+    counts = dict(zip(items.ids.tolist(), items.counts.tolist(), strict=True))
+    for block in range(BLOCKS):
+        times = (step + BLOCKS - 1 - block) // BLOCKS
+        for id_ in predicted(block + 1).tolist():
+            assert counts.get(id_, 0) + (id_ in waiting) == times, "a label counts twice or not"
     assert record.snapshots.damaged_files == 0
     record.close(save=False)
     return step
@@ -105,7 +139,7 @@ def save_for_ever(path: Path, report: int) -> None:
     record = open_record(path)
     while True:
         step = take_step(record)
-        record.save()
+        save(record)
         os.write(report, step.to_bytes(8, "little"))
 
 
@@ -115,7 +149,7 @@ def compact_for_ever(path: Path, report: int) -> None:
         record = open_record(path)
         for _ in range(2):
             step = take_step(record)
-            record.save()
+            save(record)
             os.write(report, step.to_bytes(8, "little"))
         record.close(save=False)
         compact(path)

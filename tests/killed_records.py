@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from adasel_stream.record.snapshots.upkeep import compact
-from benchmarks.record_faults import checked_step, open_record, take_step
+from benchmarks.record_faults import checked_step, open_record, save, take_step
 from tests.killed_savers import count_calls
 
 
@@ -40,14 +40,14 @@ def run_until_call(job: str, path: Path, last: int) -> None:
 
     record = open_record(path)
     take_step(record)
-    record.save(full=True)
+    save(record, full=True)
     take_step(record)
     if job == "snapshot":
         count_calls(kill)
-        record.save()
-        record.save(full=True)
+        save(record)
+        save(record, full=True)
     else:
-        record.save()
+        save(record)
         record.close(save=False)
         count_calls(kill)
         compact(path)

@@ -50,6 +50,7 @@ class Holding:
         self.version = 0
         self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self._oldest_change = _NO_CHANGE
+        self._joined: list[npt.NDArray[np.uint64]] = []
 
     def __len__(self) -> int:
         """Return the number of ids in the record, stale ones included."""
@@ -172,6 +173,17 @@ class Holding:
         with self.lock:
             return self._table.entries(start, stop, since_tick)
 
+    def entries_of(self, keys: npt.NDArray[np.uint64]) -> Entries:
+        """Copy the rows of those distinct keys that the record holds, shape (b,).
+
+        >>> import numpy as np
+        >>> from adasel_stream.record import LossRecord
+        >>> len(LossRecord(capacity=100).entries_of(np.array([5], np.uint64)).keys)
+        0
+        """
+        with self.lock:
+            return self._table.entries_of(keys)
+
     def place(self, entries: Entries) -> int:
         """Put rows of other records in, under the same seed; in each bucket the newest stay.
 
@@ -209,6 +221,20 @@ class Holding:
         with self.lock:
             oldest, self._oldest_change = self._oldest_change, _NO_CHANGE
             return oldest
+
+    def take_joined(self) -> npt.NDArray[np.uint64]:
+        """Return the distinct keys that labels were joined to while `copying`, since the last call.
+
+        A snapshot that copied the prediction of one before, and its loss after, would count the
+        label twice; the other way round, not at all.
+        """
+        with self.lock:
+            joined, self._joined = self._joined, []
+            return np.unique(np.concatenate([np.empty(0, np.uint64), *joined]))
+
+    def _note_joined(self, keys: npt.NDArray[np.uint64]) -> None:
+        if self.copying:
+            self._joined.append(keys)
 
     def _note_change(self, ticks: npt.NDArray[np.uint32]) -> None:
         self._oldest_change = min(self._oldest_change, int(ticks.min(initial=_NO_CHANGE)))

@@ -212,11 +212,10 @@ class LossRecord(Kept):
                 self._ticks.now(), settings.max_age_s, self._version, settings.max_version_lag
             )
             answer, tally = self._engine.lookup(rows, window)
-            counts = self._counts
-            counts["hits"] += tally.hits
-            counts["stale"] += tally.stale
-            counts["stale_version"] += tally.stale_version
-            counts["misses"] += len(rows) - tally.hits - tally.stale
+            self._counts["hits"] += tally.hits
+            self._counts["stale"] += tally.stale
+            self._counts["stale_version"] += tally.stale_version
+            self._counts["misses"] += len(rows) - tally.hits - tally.stale
         return answer
 
     def expect(
@@ -290,6 +289,7 @@ class LossRecord(Kept):
             joined = pending.match(keys, labels, self._ticks.now())
             self._record(rows[joined.found], joined.losses, joined.stamps)
             pending.settle(joined)
+            self._note_joined(keys[joined.found])
         return joined.found
 
     def _pending_labels(self) -> PendingLabels:

@@ -182,6 +182,15 @@ class PendingLabels:
         """
         return self._table.entries(start, stop, since_tick)
 
+    def entries_of(self, keys: npt.NDArray[np.uint64]) -> Entries:
+        """Copy the rows of those distinct keys whose predictions wait, shape (b,).
+
+        >>> pending = PendingLabels(16, np.subtract, ttl_s=None)
+        >>> len(pending.entries_of(np.array([5], np.uint64)).keys)
+        0
+        """
+        return self._table.entries_of(keys)
+
     def place(self, entries: Entries) -> int:
         """Put rows in, as `LossRecord.place` does, and return how many are held now.
 

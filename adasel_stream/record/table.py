@@ -135,6 +135,11 @@ class Table:
         slots += start
         return Entries(self.keys.take(slots), self.read(slots))
 
+    def entries_of(self, keys: npt.NDArray[np.uint64]) -> Entries:
+        """Copy the rows of those distinct keys that the table holds."""
+        slots, found = self.find(keys)
+        return Entries(keys[found], self.read(slots[found]))
+
     def write(self, slots: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> None:
         """Overwrite the values of distinct slots that are in use."""
         self._values[slots] = values.view(np.complex128)

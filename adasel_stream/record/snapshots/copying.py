@@ -3,6 +3,8 @@
 Rows are independent, so each may be copied at a moment of its own: what changes after its slice
 was copied is in the next snapshot. Only cursors must not run ahead of the rows they count, nor
 behind: they are copied first, and `copying` keeps losses from serving out until the last slice.
+And a label takes a prediction from one table and puts a loss into the other: rows of both that
+were joined meanwhile are copied once more, at one moment, after the last slice.
 """
 
 import time
@@ -10,6 +12,7 @@ from threading import RLock
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from adasel_stream.record.entries import VALUE, Entries
 
@@ -30,6 +33,10 @@ class Rows(Protocol):
 
     def entries(self, start: int, stop: int, *, since_tick: int = 1) -> Entries:
         """Copy rows of slots in [start, stop) that changed at `since_tick` or later."""
+        ...
+
+    def entries_of(self, keys: npt.NDArray[np.uint64]) -> Entries:
+        """Copy the rows of those distinct keys that are there."""
         ...
 
     def place(self, entries: Entries) -> int:
@@ -83,6 +90,10 @@ class Recorded(Rows, Protocol):
         """
         ...
 
+    def take_joined(self) -> npt.NDArray[np.uint64]:
+        """Return the distinct keys that labels were joined to while `copying`."""
+        ...
+
 
 class Copy(NamedTuple):
     """A record as it was while it was copied.
@@ -113,6 +124,7 @@ def copy_record(record: Recorded, since_tick: int) -> Copy:
     """
     with record.lock:
         record.copying = True
+        record.take_joined()  # during a copy that failed
         tick, position = record.tick, record.position()
         since_tick = min(since_tick, record.take_oldest_change())
     try:
@@ -123,17 +135,70 @@ def copy_record(record: Recorded, since_tick: int) -> Copy:
             record.copying = False
             # rows of the last slice may be as young as this
             ticks = record.position()["ticks"]
-    return Copy(tick, since_tick, position | {"ticks": ticks}, rows, pending)
+            joined = record.take_joined()
+            losses = record.entries_of(joined)
+            waiting = None if record.pending is None else record.pending.entries_of(joined)
+    if len(joined) and pending is not None and waiting is not None:
+        pending.replace(joined, waiting)
+        rows.replace(joined, losses)
+    return Copy(
+        tick,
+        since_tick,
+        position | {"ticks": ticks},
+        rows.entries(),
+        None if pending is None else pending.entries(),
+    )
 
 
-def _copied(record: Recorded, table: Rows, since_tick: int) -> Entries:
-    # memory that is not written is not taken, and pieces would have to be copied once more
-    keys, values = np.empty(table.capacity, np.uint64), np.empty(table.capacity, VALUE)
-    end = 0
+class _Copied:
+    """Rows that were copied, in memory for as many as there are slots.
+
+    Args:
+        capacity: number of slots.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        # memory that is not written is not taken, and pieces would have to be copied once more
+        self._keys, self._values = np.empty(capacity, np.uint64), np.empty(capacity, VALUE)
+        self._end = 0
+
+    def add(self, rows: Entries) -> None:
+        """Take rows of other keys."""
+        begin, self._end = self._end, self._end + len(rows.keys)
+        if self._end > len(self._keys):  # some that are there have made room for these
+            more = self._end - len(self._keys)
+            self._keys = np.append(self._keys, np.empty(more, np.uint64))
+            self._values = np.append(self._values, np.empty(more, VALUE))
+        self._keys[begin : self._end], self._values[begin : self._end] = rows
+
+    def replace(self, keys: npt.NDArray[np.uint64], rows: Entries) -> None:
+        """Put `rows` into the place of whatever rows there are of `keys`, which are sorted."""
+        gone = self._places_of(keys)
+        end = self._end - len(gone)
+        last = np.setdiff1d(np.arange(end, self._end), gone, assume_unique=True)
+        holes = gone[gone < end]
+        self._keys[holes], self._values[holes] = self._keys[last], self._values[last]
+        self._end = end
+        self.add(rows)
+
+    def entries(self) -> Entries:
+        """Return all rows."""
+        return Entries(self._keys[: self._end], self._values[: self._end])
+
+    def _places_of(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        places = [np.empty(0, np.int64)]
+        for start in range(0, self._end, _SLICE_SLOTS):
+            piece = self._keys[start : min(start + _SLICE_SLOTS, self._end)]
+            nearest = keys.take(np.searchsorted(keys, piece), mode="clip")
+            places.append((nearest == piece).nonzero()[0] + start)
+        return np.concatenate(places)
+
+
+def _copied(record: Recorded, table: Rows, since_tick: int) -> _Copied:
+    copied = _Copied(table.capacity)
     for start in range(0, table.capacity, _SLICE_SLOTS):
         with record.lock:
             piece = table.entries(start, start + _SLICE_SLOTS, since_tick=since_tick)
-        begin, end = end, end + len(piece.keys)
-        keys[begin:end], values[begin:end] = piece
+        copied.add(piece)
         time.sleep(_PAUSE_S)
-    return Entries(keys[:end], values[:end])
+    return copied
