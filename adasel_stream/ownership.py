@@ -18,7 +18,7 @@ from weakref import WeakSet
 
 from adasel_stream.errors import RecordError
 
-__all__ = ["LOCK_NAME", "FolderLock"]
+__all__ = ["LOCK_NAME", "FolderLock", "is_in_place", "open_lock_file"]
 
 LOCK_NAME: Final = "owner.lock"
 _HOLDER_BYTES: Final = 200
@@ -46,6 +46,7 @@ class FolderLock:
         descriptor = _locked(folder, what, shared=shared)
         if not shared:
             _name_holder(descriptor)
+        self._descriptor = descriptor
         self._closing = weakref.finalize(self, os.close, descriptor)
         _held.add(self)
 
@@ -53,6 +54,10 @@ class FolderLock:
     def held(self) -> bool:
         """Whether this process holds the folder; a forked child does not."""
         return self._closing.alive
+
+    def is_of(self, descriptor: int) -> bool:
+        """Say whether this process holds the folder whose lock file is open there."""
+        return self.held and os.path.sameopenfile(self._descriptor, descriptor)
 
     def release(self) -> None:
         """Give the folder up; again, it does nothing."""
@@ -70,24 +75,40 @@ def _release_all() -> None:
 os.register_at_fork(after_in_child=_release_all)
 
 
+def open_lock_file(path: Path) -> int:
+    """Open a lock file, or create it with mode 0600, and return its descriptor.
+
+    Raises:
+        OSError: if that is refused; a link is no lock file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(path, flags, 0o600)
+
+
+def is_in_place(descriptor: int, path: Path) -> bool:
+    """Say whether `path` still leads to an open file, which is locked in vain if it does not."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    return False
+
+
 def _locked(folder: Path, what: str, *, shared: bool) -> int:
     path = folder / LOCK_NAME
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = open_lock_file(path)
         except OSError as error:
             raise RecordError(f"cannot open {str(path)!r}: {error.strerror}") from error
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             # whoever removed the folder held the lock of a file that is not there any more
-            if _is_at(descriptor, path):
+            if is_in_place(descriptor, path):
                 return descriptor
         except BlockingIOError as error:
-            holder = os.pread(descriptor, _HOLDER_BYTES, 0).decode("ascii", "replace")
+            holder = _holder(descriptor)
             os.close(descriptor)
             raise RecordError(
-                f"{what} folder {str(folder)!r} has an owner already, "
-                f"{holder or 'which has not named itself yet'}: stop that process, or use another "
+                f"{what} folder {str(folder)!r} has an owner already, {holder}, or use another "
                 "folder; ranks of one job have one each"
             ) from error
         except OSError as error:
@@ -99,10 +120,13 @@ def _locked(folder: Path, what: str, *, shared: bool) -> int:
         os.close(descriptor)
 
 
-def _is_at(descriptor: int, path: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    return False
+def _holder(descriptor: int) -> str:
+    """Say who holds a lock file, and what to do."""
+    # not by its number, which another container may have, too
+    if any(lock.is_of(descriptor) for lock in list(_held)):
+        return "this process: close the other one first"
+    name = os.pread(descriptor, _HOLDER_BYTES, 0).decode("ascii", "replace")
+    return f"{name or 'which has not named itself yet'}: stop that process"
 
 
 def _name_holder(descriptor: int) -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
+from adasel_stream.ownership import is_in_place, open_lock_file
+
 __all__ = ["LifeSign", "remove_if_dead"]
 
 # each try but the first means that a trainer took the new file for a dead writer's
@@ -35,7 +37,7 @@ class LifeSign:
             OSError: if it cannot be created.
         """
         for _ in range(_TRIES):
-            if self._descriptor is not None and self._is_in_place(self._descriptor):
+            if self._descriptor is not None and is_in_place(self._descriptor, self._path):
                 return
             self.abandon()
             self._lock()
@@ -55,20 +57,13 @@ class LifeSign:
             self._descriptor = None
 
     def _lock(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        self._descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = open_lock_file(self._path)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # a trainer is removing the file: the next try makes a new one
             self.abandon()
         except OSError:  # no locks here: no writer ever looks dead, and only tidying is lost
             pass
-
-    def _is_in_place(self, descriptor: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.lstat(self._path))
-        except FileNotFoundError:
-            return False
 
 
 def remove_if_dead(path: Path) -> bool:
