@@ -1,92 +1,37 @@
 """Check what callers hand to a record, and bring it into the table's types."""
 
-from collections.abc import Sequence
 from operator import index
-from typing import Any, Final, SupportsIndex, TypeVar, cast
+from typing import Final, SupportsIndex, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from adasel_stream.arguments import floats_for_ids, int64_ids
 from adasel_stream.errors import RecordError
-from adasel_stream.keys import instance_ids
 
-__all__ = ["float_rows", "int_ids", "number", "ticks_of", "versions_of", "whole"]
+__all__ = ["float_rows", "int_ids", "ticks_of", "versions_of"]
 
-_WANTED_IDS: Final = "ids must be an int64 array of shape (b,) or a list of str"
 _VERSIONS: Final = 2**16
 _Number = TypeVar("_Number", bound=np.generic)
 
 
-def whole(name: str, value: object, low: int, high: int) -> int:
-    """Return an argument that is a whole number in [low, high], and refuse any other.
-
-    Raises:
-        TypeError: if it is not an integer.
-        ValueError: if it is out of range.
-
-    >>> whole("capacity", 0, 1, 8)
-    Traceback (most recent call last):
-    ValueError: capacity must be in [1, 8], got 0
-    """
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {type(value).__name__}")
-    if not low <= value <= high:
-        raise ValueError(f"{name} must be in [{low}, {high}], got {value}")
-    return int(value)
-
-
-def number(name: str, value: object) -> float:
-    """Return an argument that is a real number, and refuse any other.
-
-    Raises:
-        TypeError: if it is not a number.
-
-    >>> number("decay", "0.9")
-    Traceback (most recent call last):
-    TypeError: decay must be a number, got str
-    """
-    if not isinstance(value, (int, float, np.floating)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)
-
-
 def int_ids(ids: object) -> npt.NDArray[np.int64]:
-    """Return ids as integers, strings by way of their `instance_ids`.
-
-    Args:
-        ids: what the caller gave.
-
-    Returns:
-        Shape (b,), int64, as compiled loops take it.
+    """Return ids as `int64_ids` does, as compiled loops take them.
 
     Raises:
         RecordError: if ids have a wrong type or shape.
 
-    >>> int_ids(["a", "b"]).dtype, int_ids(np.array([7, 8], np.int16)).tolist()
-    (dtype('int64'), [7, 8])
+    >>> int_ids(np.array([7, 8, 9])[::2]).flags.contiguous
+    True
     """
-    if isinstance(ids, np.ndarray):
-        if ids.dtype == np.int64 and ids.ndim == 1:
-            return _in_order(ids)
-        if ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64) or ids.ndim != 1:
-            raise RecordError(f"{_WANTED_IDS}, got an array of {ids.dtype}, shape {ids.shape}")
-        return ids.astype(np.int64)
-    if isinstance(ids, (list, tuple)):
-        names: Sequence[Any] = ids
-        try:
-            return instance_ids(names)
-        except TypeError as error:
-            kinds = sorted({type(item).__name__ for item in names} - {"str"})
-            what = f"{type(ids).__name__} with {kinds}"
-            raise RecordError(f"{_WANTED_IDS}, got a {what}") from error
-    raise RecordError(f"{_WANTED_IDS}, got {type(ids).__name__}")
+    try:
+        return _in_order(int64_ids(ids))
+    except TypeError as error:
+        raise RecordError(str(error)) from error
 
 
 def float_rows(name: str, numbers: object, rows: int) -> npt.NDArray[np.float32]:
-    """Return one number for each id as float32; what is beyond its range becomes infinite.
-
-    Returns:
-        Shape (rows,), float32, as compiled loops take it.
+    """Return one number for each id as `floats_for_ids` does, as compiled loops take them.
 
     Raises:
         RecordError: if they are not floating point, shape (rows,).
@@ -94,15 +39,10 @@ def float_rows(name: str, numbers: object, rows: int) -> npt.NDArray[np.float32]
     >>> float_rows("losses", np.array([0.5, 1e300]), rows=2)
     array([0.5, inf], dtype=float32)
     """
-    if not isinstance(numbers, np.ndarray) or numbers.dtype.kind != "f":
-        what = numbers.dtype if isinstance(numbers, np.ndarray) else type(numbers).__name__
-        raise RecordError(f"{name} must be a floating-point numpy array, got {what}")
-    if numbers.shape != (rows,):
-        raise RecordError(f"{name} have shape {numbers.shape}, expected ({rows},): one for each id")
-    if numbers.dtype == np.float32:
-        return _in_order(numbers)
-    with np.errstate(over="ignore"):
-        return numbers.astype(np.float32)
+    try:
+        return _in_order(floats_for_ids(name, numbers, rows))
+    except (TypeError, ValueError) as error:
+        raise RecordError(str(error)) from error
 
 
 def ticks_of(age_s: object, rows: int, now: int) -> npt.NDArray[np.uint32]:

@@ -6,10 +6,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from adasel_stream.arguments import whole
 from adasel_stream.errors import RecordError
 from adasel_stream.record.engine import Stamps
 from adasel_stream.record.entries import VALUE, Entries, check_entries
-from adasel_stream.record.inputs import float_rows, whole
+from adasel_stream.record.inputs import float_rows
 from adasel_stream.record.placing import place
 from adasel_stream.record.settings import MAX_CAPACITY, age_limit_s
 from adasel_stream.record.state import dump_table, read_field, read_table

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from adasel_stream.record.inputs import number, whole
+from adasel_stream.arguments import number, whole
 from adasel_stream.record.table import buckets_for
 
 __all__ = [
