@@ -261,6 +261,49 @@ def test_a_kept_record_keeps_segments_until_they_are_saved(
     assert listed(tmp_path, ".seg") == []
 
 
+def test_an_unkept_record_keeps_what_its_states_may_need(
+    tmp_path: Path, feed: LossFeed, clock: Clock
+) -> None:
+    """A segment goes when the last state but one covers it; before any is taken, at once."""
+    record = LossRecord(100, engine="numpy")
+
+    def left_after(number: int) -> list[int]:
+        put(tmp_path, A, number, number)
+        drain(feed, record, clock)
+        return [int(name.split(".")[1]) for name in listed(tmp_path, ".seg")]
+
+    assert left_after(0) == []
+    record.state_dict()
+    assert left_after(1) == [1]
+    assert left_after(2) == [1, 2]
+    older = record.state_dict()
+    assert left_after(3) == [1, 2, 3]
+    newer = record.state_dict()
+    assert record.state_dict().keys() == newer.keys()  # of the same moment: the same state
+    assert left_after(4) == [3, 4]
+    record.load_state_dict(older)
+    drain(feed, record, clock)
+    assert sorted(record.ids().tolist()) == [0, 1, 2, 3, 4]
+    assert left_after(5) == [3, 4, 5]
+
+
+def test_a_state_that_is_loaded_meanwhile_keeps_its_segments(
+    tmp_path: Path, feed: LossFeed, clock: Clock
+) -> None:
+    """What was applied and waits to be removed stays, where the record is set back before it."""
+    record = LossRecord(100, engine="numpy")
+    state = record.state_dict()
+    fresh = LossRecord(100, engine="numpy")
+    for number in range(40):
+        put(tmp_path, A, number, number)
+    feed.poll(fresh)
+    fresh.load_state_dict(state)
+    drain(feed, fresh, clock)
+    assert sorted(fresh.ids().tolist()) == list(range(40))
+    assert fresh.items().counts.tolist() == [1] * 40
+    assert len(listed(tmp_path, ".seg")) == 40
+
+
 def test_a_restarted_trainer_goes_on_where_its_snapshot_is(
     tmp_path: Path, feed: LossFeed, clock: Clock
 ) -> None:
@@ -377,7 +420,7 @@ def test_few_damaged_segments_are_kept(tmp_path: Path, feed: LossFeed, clock: Cl
 def test_a_newer_format_waits_for_a_newer_release(
     tmp_path: Path, feed: LossFeed, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its writer's segments stay, named and counted once; others go on."""
+    """It and what follows of its writer stays, is counted, and named once; others go on."""
     from tests.test_serving_segment import frame
 
     newer = frame(1, b"?", version=2, writer=A, number=1)
@@ -387,12 +430,15 @@ def test_a_newer_format_waits_for_a_newer_release(
     put(tmp_path, B, 0, 10)
     record = CountingRecord()
     drain(feed, record, clock)
+    assert feed.counts["segments_newer"] == 2
+    put(tmp_path, A, 3, 3)
     put(tmp_path, B, 1, 11)
     drain(feed, record, clock)
+    drain(feed, record, clock)
     assert list(record.applied) == [0, 10, 11]
-    assert listed(tmp_path, ".seg") == [segment_name(A, 1), segment_name(A, 2)]
+    assert listed(tmp_path, ".seg") == [segment_name(A, number) for number in (1, 2, 3)]
     assert (tmp_path / segment_name(A, 1)).read_bytes() == newer
-    assert feed.counts["segments_newer"] == 1
+    assert feed.counts["segments_newer"] == 3
     assert [record.message.split(" has ")[0] for record in caplog.records] == [
         f"segment {segment_name(A, 1)}"
     ]
@@ -605,10 +651,18 @@ def test_wrong_arguments_are_named(tmp_path: Path, feed: LossFeed) -> None:
     """What cannot be a time or a number of rows is refused."""
     with pytest.raises(ValueError, match=r"poll_every_s must be .* got -1"):
         LossFeed(tmp_path, poll_every_s=-1)
+    with pytest.raises(TypeError, match="poll_every_s must be a number, got str"):
+        LossFeed(tmp_path, poll_every_s="x")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="clock must return seconds"):
         LossFeed(tmp_path, clock=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="max_rows must be positive, got 0"):
         feed.poll(CountingRecord(), 0)
+    with pytest.raises(TypeError, match="max_rows must be an integer, got float"):
+        feed.poll(CountingRecord(), 1.5)  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match="is no folder, nor can it be made one: pass"):
+            LossFeed(folder)
 
 
 def test_a_feed_that_applied_nothing_has_no_age(feed: LossFeed) -> None:
@@ -649,6 +703,43 @@ def test_any_history_applies_each_row_once(
     assert listed(serving, ".seg") == []
 
 
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_history_of_states_applies_each_row_once(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """A record that goes on from the newest state on disk has each row once, saved when it may."""
+    serving, clock = tmp_path_factory.mktemp("s"), Clock()
+    feed = LossFeed(serving, clock=clock)
+    record = LossRecord(1000, engine="numpy", clock=clock)
+    on_disk = taken = record.state_dict()
+    next_id, numbers = 0, {A: 0, B: 0}
+    for step in data.draw(st.lists(st.sampled_from("abpptsk"), min_size=15, max_size=40)):
+        match step:
+            case "a" | "b":
+                writer = A if step == "a" else B
+                n = data.draw(st.integers(1, 5))
+                put(serving, writer, numbers[writer], *range(next_id, next_id + n))
+                next_id, numbers[writer] = next_id + n, numbers[writer] + 1
+            case "p":
+                clock.now_s += 1.0
+                feed.poll(record, data.draw(st.integers(1, 7)))
+            case "t":
+                on_disk = taken
+                taken = record.state_dict()
+            case "s":
+                on_disk = taken
+            case _:
+                feed.close()  # as if it were dead
+                record = LossRecord(1000, engine="numpy", clock=clock)
+                record.load_state_dict(taken := on_disk)
+                feed = LossFeed(serving, clock=clock)
+    drain(feed, record, clock)
+    assert sorted(record.ids().tolist()) == list(range(next_id))
+    assert set(record.items().counts.tolist()) <= {1}
+    assert feed.counts["segments_missing"] == 0
+
+
 def test_rows_may_come_while_the_feed_drains(tmp_path: Path) -> None:
     """A writer in another thread at full speed: every row that it kept arrives, once."""
     record = CountingRecord()
@@ -674,11 +765,40 @@ def test_rows_may_come_while_the_feed_drains(tmp_path: Path) -> None:
     assert feed.counts["segments_missing"] == 0
 
 
+def test_a_closed_feed_takes_nothing(tmp_path: Path) -> None:
+    """Rows are for the feed that has the folder now."""
+    put(tmp_path, A, 0, 1)
+    closed = LossFeed(tmp_path)
+    closed.close()
+    record = CountingRecord()
+    with pytest.raises(RecordError, match=r"this feed of .* is closed: make another"):
+        closed.poll(record)
+    assert record.applied == {}
+    with contextlib.closing(LossFeed(tmp_path)) as feed:
+        assert feed.poll(record) == 1
+
+
+def test_a_forked_child_does_not_drain(tmp_path: Path) -> None:
+    """The folder belongs to the parent, and two would each get a part of the losses."""
+    put(tmp_path, A, 0, 1)
+    feed = LossFeed(tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            feed.poll(CountingRecord())
+        except RecordError:
+            os._exit(7)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert feed.poll(CountingRecord()) == 1
+
+
 def test_a_folder_has_one_feed(tmp_path: Path) -> None:
     """Two trainers, or two ranks with one path, would each get a part of the losses."""
     feed = LossFeed(tmp_path)
     with pytest.raises(
-        RecordError, match=r"serving folder .* has an owner already, process \d+ on"
+        RecordError, match=r"serving folder .* has an owner already, this process: close the other"
     ):
         LossFeed(tmp_path)
     feed.close()

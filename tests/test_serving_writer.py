@@ -102,8 +102,14 @@ def test_wrong_arguments_are_named(writer: LossWriter) -> None:
         writer.write("ab", losses(2))
     with pytest.raises(TypeError, match=r"losses must be .* got int64"):
         writer.write(np.arange(2), np.arange(2))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(2,\)"):
+    with pytest.raises(TypeError, match=r"predictions must be .* got list"):
+        writer.write_predictions(["a"], [0.5])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"losses have shape \(3,\), expected \(2,\)"):
         writer.write(np.arange(2), losses(3))
+    with pytest.raises(ValueError, match=r"predictions have shape \(3,\), expected \(2,\)"):
+        writer.write_predictions(np.arange(2), losses(3))
+    with pytest.raises(TypeError, match="version must be an integer, got float"):
+        writer.write(np.arange(2), losses(2), version=1.5)  # type: ignore[arg-type]
     assert writer.counts["rows_written"] == 0
 
 
@@ -121,6 +127,32 @@ def test_wrong_settings_are_named(tmp_path: Path, wrong: dict[str, Any], message
     """Each setting out of its range is refused with its range."""
     with pytest.raises(ValueError, match=message):
         LossWriter(tmp_path, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"version": 1.5}, "version must be an integer, got float"),
+        ({"segment_rows": 1.5}, "segment_rows must be an integer, got float"),
+        ({"publish_every_s": "1"}, "publish_every_s must be a number, got str"),
+        ({"max_bytes": "1"}, "max_bytes must be an integer, got str"),
+        ({"clock": 0}, "clock must return seconds when called, got int"),
+    ],
+)
+def test_settings_of_a_wrong_type_are_named(
+    tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    """Each is refused by its name, before a folder is made."""
+    with pytest.raises(TypeError, match=message):
+        LossWriter(tmp_path / "folder", **wrong)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """A path that is taken is refused by its name, with what to pass."""
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"/file' is no folder, .*: pass the folder"):
+        LossWriter(tmp_path / "file")
 
 
 def test_rows_that_find_no_room_are_dropped_and_counted(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A record as a whole: described, restored, and kept in a folder."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ class Kept(Holding):
     ) -> None:
         super().__init__(settings, clock, engine, pending)
         self._keeper: SnapshotKeeper | None = None
+        # of the two newest states: before the newest is on disk, the other may be needed
+        self._states: deque[dict[str, tuple[int, int]]] = deque(maxlen=2)
 
     @property
     def kept(self) -> bool:
@@ -42,8 +45,15 @@ class Kept(Holding):
 
     @property
     def saved_cursors(self) -> dict[str, tuple[int, int]] | None:
-        """The cursors of the newest snapshot on disk; None if the record is not kept."""
-        return None if self._keeper is None else self._keeper.cursors
+        """How far segments are applied in what the record may have to go back to.
+
+        Of a record that is kept, the newest snapshot on disk; of another, the last state but one
+        that was taken, or the one that was loaded; None if there is neither.
+        """
+        if self._keeper is not None:
+            return self._keeper.cursors
+        with self.lock:
+            return self._states[0] if self._states else None
 
     @property
     def snapshots(self) -> SnapshotCounts:
@@ -124,6 +134,8 @@ class Kept(Holding):
         (104, 3)
         """
         with self.lock:
+            if not self._states or self._states[-1] != self.cursors:
+                self._states.append(dict(self.cursors))
             return {
                 "capacity": self.capacity,
                 "seed": self.seed,
@@ -161,6 +173,8 @@ class Kept(Holding):
             self._load_pending(state)
             rows.restore(self._table)
             self._take_position(position)
+            self._states.clear()
+            self._states.append(dict(self.cursors))
             self._oldest_change = 0
 
     def _take_position(self, position: Position) -> None:

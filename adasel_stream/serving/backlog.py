@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,18 +54,20 @@ class Backlog:
     Attributes:
         loaded: segments in memory, next first; to be popped when they are done with.
         damaged: segments that were damaged.
-        newer: writers whose segments a newer release has to read.
+        newer: segments that a newer release has to read, or that follow one of those.
     """
 
     def __init__(self, folder: Path, inbox: Inbox, refusals: Refusals) -> None:
         self.loaded: deque[Loaded] = deque()
         self.damaged = 0
-        self.newer: set[str] = set()
+        self.newer = 0
         self._folder = folder
         self._inbox = inbox
         self._refusals = refusals
         # the writer whose turn it is comes first
         self._waiting: dict[str, deque[int]] = {}
+        # by writer that a newer release has to read, the last of its segments that was counted
+        self._newer: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Return the number of segments that are known and not done with."""
@@ -84,7 +86,9 @@ class Backlog:
             due: by writer, the next number to apply; 0 for others.
         """
         next_due = dict(due) | {item.writer: item.sequence + 1 for item in self.loaded}
-        writers = sorted(segments.keys() - self.newer)
+        for writer in segments.keys() & self._newer.keys():
+            self._count_newer(writer, segments[writer])
+        writers = sorted(segments.keys() - self._newer.keys())
         turn = bisect_left(writers, next(iter(self._waiting), ""))
         self._waiting = {}
         for writer in writers[turn:] + writers[:turn]:
@@ -103,10 +107,12 @@ class Backlog:
                 return
             writer = next(iter(self._waiting))
             waiting = self._waiting.pop(writer)
+            sequence = waiting.popleft()
             try:
-                loaded = self._read(writer, waiting.popleft())
+                loaded = self._read(writer, sequence)
             except NewerSegmentError as error:
-                self.newer.add(writer)
+                self._newer[writer] = sequence - 1
+                self._count_newer(writer, [sequence, *waiting])
                 _log.warning("%s; it is left as it is", error)
                 continue
             except OSError as error:  # this writer has to wait until the next listing
@@ -117,6 +123,11 @@ class Backlog:
                 missing -= len(loaded.rows)
             if waiting:
                 self._waiting[writer] = waiting
+
+    def _count_newer(self, writer: str, sequences: list[int]) -> None:
+        """Count those of a writer's segments that were not yet; ascending, all it has."""
+        self.newer += len(sequences) - bisect_right(sequences, self._newer[writer])
+        self._newer[writer] = max(self._newer[writer], sequences[-1])
 
     def _read(self, writer: str, sequence: int) -> Loaded | None:
         """Read one segment; None if its writer removed it, which the next one shows as a gap."""

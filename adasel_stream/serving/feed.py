@@ -4,16 +4,18 @@ import logging
 import math
 import os
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from operator import index
-from pathlib import Path
 from typing import Final
 
+from adasel_stream.arguments import integer, number
+from adasel_stream.errors import RecordError
 from adasel_stream.ownership import FolderLock
 from adasel_stream.serving.backlog import Backlog
+from adasel_stream.serving.folder import make_folder
 from adasel_stream.serving.handover import Handover
-from adasel_stream.serving.inbox import Inbox, removable
+from adasel_stream.serving.inbox import Inbox
 from adasel_stream.serving.listing import Listing, remove_remains
 from adasel_stream.serving.refusals import Refusals
 from adasel_stream.serving.served import Cursor, ServedRecord
@@ -28,6 +30,7 @@ _TIDY_EVERY_S: Final = 30.0
 _LISTING_SHARE: Final = 0.05
 # of writers of which nothing is left; far more than may ever vanish for a moment
 _MOST_CURSORS: Final = 1024
+_BEGIN: Final[Cursor] = (0, 0)
 _log = logging.getLogger(__name__)
 
 
@@ -35,9 +38,17 @@ class LossFeed:
     """Drain the segments of serving processes into a loss record, a few rows a call.
 
     Each writer's rows are applied in order, once: how far they were applied stands in
-    `record.cursors` and moves together with them. A record that is kept on disk tells which
-    cursors its newest snapshot holds, and no segment is removed before that covers it, so that a
-    killed trainer goes on from there. From a record that is not kept, segments go at once.
+    `record.cursors` and moves together with them. A killed trainer goes on from there:
+
+    - Of a record that is kept on disk, no segment is removed before a snapshot covers it.
+    - Of another, whose `state_dict` is kept with the loader's, none is removed before the last
+      state but one covers it. So each state should be on disk when the next one is taken; after
+      a return to an older one, what is missing is counted.
+    - Of a record of which no state was taken or loaded, segments go at once: whoever starts
+      again begins with nothing.
+
+    Segments that wait for a snapshot or state that never comes are removed by their writers when
+    they reach `max_bytes`, the oldest first.
 
     A damaged segment is never applied: it is set aside as `*.damaged`, of which 16 stay, and
     counted. A segment of a newer format version stays where it is, and so do all later ones of
@@ -56,7 +67,7 @@ class LossFeed:
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if poll_every_s is out of its range.
-        OSError: if the folder cannot be created.
+        OSError: if the folder cannot be created; NotADirectoryError if it is a file.
         RecordError: if another feed has the folder.
 
     >>> import tempfile
@@ -81,16 +92,15 @@ class LossFeed:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        if not 0 <= poll_every_s < math.inf:
+        self._poll_every_s = number("poll_every_s", poll_every_s)
+        if not 0 <= self._poll_every_s < math.inf:
             raise ValueError(
                 f"poll_every_s must be a number of seconds, not negative, got {poll_every_s}"
             )
         for name, given in (("clock", clock), ("wall_clock", wall_clock)):
             if not callable(given):
                 raise TypeError(f"{name} must return seconds when called, got {type(given)}")
-        self._folder = Path(os.path.abspath(folder))
-        os.makedirs(self._folder, exist_ok=True)
-        self._poll_every_s = float(poll_every_s)
+        self._folder = make_folder(folder)
         self._clock = clock
         self._owner = FolderLock(self._folder, what="serving")
         self._inbox = Inbox(self._folder)
@@ -109,14 +119,14 @@ class LossFeed:
         """What became of segments and rows since this feed was made.
 
         `segments_applied` to their end, `segments_damaged` and set aside, `segments_missing` in a
-        writer's sequence: removed by their writer as too many, or lost. `segments_newer` only a
-        newer release can read; all that follow them wait, too. `rows_applied`; `rows_ignored`
-        are predictions for a record without `pending`, and rows of unknown kinds. `failures` are
+        writer's sequence: removed by their writer as too many, or lost. `segments_newer` wait for
+        a newer release that can read them, or the one before. `rows_applied`; `rows_ignored` are
+        predictions for a record without `pending`, and rows of unknown kinds. `failures` are
         refusals of the operating system; what they concerned is tried again.
         """
         return self._counts | {
             "segments_damaged": self._backlog.damaged,
-            "segments_newer": len(self._backlog.newer),
+            "segments_newer": self._backlog.newer,
             "rows_applied": self._handover.rows_applied,
             "rows_ignored": self._handover.rows_ignored,
             "failures": self._refusals.count,
@@ -150,19 +160,25 @@ class LossFeed:
             Rows taken, ignored ones included; 0 does not mean that nothing is left.
 
         Raises:
+            TypeError: if max_rows is no integer.
             ValueError: if max_rows is not positive.
+            RecordError: if the feed is closed.
         """
+        if not self._owner.held:
+            raise RecordError(
+                f"this feed of {str(self._folder)!r} is closed: make another; a forked child has "
+                "none, the folder belongs to its parent"
+            )
         busy = len(self._backlog) or self._finished
         if not busy and self._clock() < self._list_at_s:
             return 0
-        if index(max_rows) < 1:
+        if integer("max_rows", max_rows) < 1:
             raise ValueError(f"max_rows must be positive, got {max_rows}")
         if record.copying:
             return 0
         if self._clock() >= self._list_at_s:
             self._look_on(record)
-        for _ in range(min(len(self._finished), _MOST_REMOVED)):
-            self._inbox.remove(*self._finished.popleft())
+        self._remove_finished(record)
         self._backlog.load(max_rows)
         return self._apply(record, max_rows)
 
@@ -190,14 +206,29 @@ class LossFeed:
         with record.lock:
             if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
                 self._backlog.clear()
-            self._seen = dict(record.cursors)
-        due = _due(self._seen)
-        self._backlog.replace(listing.segments, due)
-        self._finished = removable(listing, due, record.saved_cursors)
+            due, saved = dict(record.cursors), record.saved_cursors
+        self._seen = due
+        self._backlog.replace(listing.segments, _due(due))
+        self._finished = deque(
+            (writer, sequence)
+            for writer, sequences in listing.segments.items()
+            for sequence in sequences[: bisect_left(sequences, _needed_from(writer, due, saved))]
+        )
         self._forget_writers(listing, record)
         if self._clock() >= self._tidy_at_s:
             self._tidy_at_s = self._clock() + _TIDY_EVERY_S
             remove_remains(self._folder, listing)
+
+    def _remove_finished(self, record: ServedRecord) -> None:
+        """Remove some segments that are done with; one that is needed again by now stays."""
+        if not self._finished:
+            return
+        with record.lock:
+            due, saved = record.cursors, record.saved_cursors
+        for _ in range(min(len(self._finished), _MOST_REMOVED)):
+            writer, sequence = self._finished.popleft()
+            if sequence < _needed_from(writer, due, saved):
+                self._inbox.remove(writer, sequence)
 
     def _forget_writers(self, listing: Listing, record: ServedRecord) -> None:
         """Drop the oldest cursors of writers of which nothing is left, if they pile up.
@@ -257,3 +288,9 @@ class LossFeed:
 
 def _due(cursors: Mapping[str, Cursor]) -> dict[str, int]:
     return {writer: sequence for writer, (sequence, _) in cursors.items()}
+
+
+def _needed_from(writer: str, due: Mapping[str, Cursor], saved: Mapping[str, Cursor] | None) -> int:
+    """Return the first of a writer's segments that has to be applied, or may have to be again."""
+    applied = due.get(writer, _BEGIN)
+    return (applied if saved is None else min(applied, saved.get(writer, _BEGIN)))[0]

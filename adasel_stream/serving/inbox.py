@@ -10,9 +10,8 @@ from typing import Final
 
 from adasel_stream.serving.listing import Listing, list_in_steps
 from adasel_stream.serving.names import segment_name
-from adasel_stream.serving.served import Cursor
 
-__all__ = ["Inbox", "removable"]
+__all__ = ["Inbox"]
 
 _MOST_DAMAGED: Final = 16
 
@@ -67,30 +66,6 @@ class Inbox:
         while len(self._damaged) > _MOST_DAMAGED:
             with contextlib.suppress(OSError):
                 os.unlink(self._folder / self._damaged.popleft())
-
-
-def removable(
-    listing: Listing, due: Mapping[str, int], saved: Mapping[str, Cursor] | None
-) -> deque[tuple[str, int]]:
-    """Return segments that were applied and, if the record is kept, will stay so.
-
-    Args:
-        listing: what lies in the folder.
-        due: by writer, the sequence number that is due next; 0 for others.
-        saved: by writer, how far the newest snapshot on disk is; None if the record is not kept.
-
-    Returns:
-        Writers and sequence numbers.
-    """
-    removable: deque[tuple[str, int]] = deque()
-    for writer, sequences in listing.segments.items():
-        end = due.get(writer, 0)
-        if saved is not None:
-            end = min(end, saved.get(writer, (0, 0))[0])
-        removable.extend(
-            (writer, sequence) for sequence in sequences[: bisect_left(sequences, end)]
-        )
-    return removable
 
 
 def _has_gap(listing: Listing, due: Mapping[str, int]) -> bool:

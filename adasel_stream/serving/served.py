@@ -28,7 +28,7 @@ class ServedRecord(Protocol):
 
     @property
     def saved_cursors(self) -> Mapping[str, Cursor] | None:
-        """The cursors of the newest snapshot on disk; None if the record keeps none."""
+        """The cursors to which the record may go back, at the farthest; None if to none."""
         ...
 
     @property

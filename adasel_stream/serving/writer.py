@@ -4,16 +4,15 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from operator import index
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.keys import instance_ids
+from adasel_stream.arguments import floats_for_ids, int64_ids, integer, number, whole
 from adasel_stream.serving.buffers import RowBuffers, new_memory
+from adasel_stream.serving.folder import make_folder
 from adasel_stream.serving.names import new_writer
 from adasel_stream.serving.outbox import Outbox, disk_bytes
 from adasel_stream.serving.publisher import Publisher
@@ -23,7 +22,6 @@ __all__ = ["LossWriter"]
 
 _VERSIONS: Final = 2**16
 _LAST_SECOND: Final = 2**32 - 1
-_WANTED_IDS: Final = "ids must be an int64 array of shape (b,) or a list of str"
 
 
 class LossWriter:
@@ -46,8 +44,9 @@ class LossWriter:
             buffers of so many rows, 24 bytes each, are taken here.
         publish_every_s: seconds after which rows are published anyway, positive.
         max_bytes: most that published segments of this writer, and those that dead writers left,
-            take on disk while no trainer drains them; then the oldest are removed and their rows
-            counted as dropped. At least one segment; a small one counts as 16 KiB.
+            take on disk while no trainer removes them, see `LossFeed`; then the oldest are removed
+            and their rows counted as dropped, applied or not. At least one segment; a small one
+            counts as 16 KiB.
         clock: returns the unix time in seconds.
 
     Attributes:
@@ -56,7 +55,7 @@ class LossWriter:
     Raises:
         TypeError: if an argument has the wrong type.
         ValueError: if an argument is out of its range.
-        OSError: if the folder cannot be created.
+        OSError: if the folder cannot be created; NotADirectoryError if it is a file.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, LossWriter(folder, version=3) as writer:
@@ -75,27 +74,24 @@ class LossWriter:
         max_bytes: int = 2**30,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if not 1 <= index(segment_rows) <= MAX_ROWS:
-            raise ValueError(f"segment_rows must be in [1, {MAX_ROWS}], got {segment_rows}")
-        if not 0 < publish_every_s <= threading.TIMEOUT_MAX:
+        segment_rows = whole("segment_rows", segment_rows, 1, MAX_ROWS)
+        self._publish_every_s = number("publish_every_s", publish_every_s)
+        if not 0 < self._publish_every_s <= threading.TIMEOUT_MAX:
             raise ValueError(
                 f"publish_every_s must be a positive number of seconds, got {publish_every_s}"
             )
-        if index(max_bytes) < disk_bytes(segment_rows):
+        self._max_bytes = integer("max_bytes", max_bytes)
+        if self._max_bytes < (least := disk_bytes(segment_rows)):
             raise ValueError(
-                f"max_bytes must be at least {disk_bytes(segment_rows)}, one segment of "
-                f"{segment_rows} rows, got {max_bytes}"
+                f"max_bytes must be at least {least}, one segment of {segment_rows} rows, got "
+                f"{max_bytes}"
             )
         if not callable(clock):
             raise TypeError(f"clock must return seconds when called, got {type(clock).__name__}")
-        # absolute, as a server may change its working directory
-        self._folder = Path(os.path.abspath(folder))
-        os.makedirs(self._folder, exist_ok=True)
-        self.version = index(version)
-        self._publish_every_s = float(publish_every_s)
-        self._max_bytes = index(max_bytes)
+        self.version = integer("version", version)
         self._clock = clock
-        self._begin(new_memory(index(segment_rows)))
+        self._folder = make_folder(folder)
+        self._begin(new_memory(segment_rows))
         _living.add(self)
 
     def write(
@@ -112,7 +108,7 @@ class LossWriter:
             TypeError: if ids or losses have a wrong type.
             ValueError: if their shapes do not match.
         """
-        self._write(ids, losses, LOSS, version)
+        self._write("losses", ids, losses, LOSS, version)
 
     def write_predictions(
         self, ids: object, predictions: npt.NDArray[np.floating[Any]], *, version: int | None = None
@@ -121,7 +117,7 @@ class LossWriter:
 
         The same as `write`, but the trainer keeps them as pending until the label comes.
         """
-        self._write(ids, predictions, PREDICTION, version)
+        self._write("predictions", ids, predictions, PREDICTION, version)
 
     def publish(self, timeout_s: float = 10.0) -> bool:
         """Publish what was written so far, now, and say whether that succeeded in time.
@@ -146,7 +142,7 @@ class LossWriter:
 
         `rows_written` found room in memory, `rows_rejected` were not finite. `rows_dropped`
         found no room, or were written and given up: because the disk took none for too long, or
-        because `max_bytes` were published and not drained. `segments_published`; `failures` are
+        because `max_bytes` were published and still there. `segments_published`; `failures` are
         attempts to publish that the operating system refused.
         """
         publisher = self._publisher
@@ -177,54 +173,27 @@ class LossWriter:
         self._publisher.outbox.abandon()
         self._begin(self._publisher.buffers.memory)
 
-    def _write(self, ids: object, values: object, kind: int, version: int | None) -> None:
-        checked = _checked_ids(ids)
-        finite = _checked_values(values, checked)
+    def _write(
+        self, name: str, ids: object, values: object, kind: int, version: int | None
+    ) -> None:
+        checked = int64_ids(ids)
+        numbers = floats_for_ids(name, values, len(checked))
+        of_model = integer("version", self.version if version is None else version)
         # np.zeros would let go of the interpreter for a moment, and a server that does so all the
         # time keeps the publishing thread out for seconds: it never gets to ask for its turn.
         rows = np.empty(len(checked), ROW)
         rows["id"] = checked
-        rows["value"] = finite
+        rows["value"] = numbers
         rows["second"] = min(max(int(self._clock()), 0), _LAST_SECOND)
-        rows["version"] = index(self.version if version is None else version) % _VERSIONS
+        rows["version"] = of_model % _VERSIONS
         rows["kind"], rows["zero"] = kind, 0
-        keep = np.isfinite(finite)
+        keep = np.isfinite(numbers)
         if not keep.all():
             rows = rows[keep]
             with self._publisher.buffers.changed:
                 self._rows_rejected += len(checked) - len(rows)
         self._publisher.buffers.put(rows)
         self._publisher.start()
-
-
-def _checked_ids(ids: object) -> npt.NDArray[np.int64]:
-    if isinstance(ids, np.ndarray):
-        if ids.dtype.kind not in "iu" or not np.can_cast(ids.dtype, np.int64) or ids.ndim != 1:
-            raise TypeError(f"{_WANTED_IDS}, got an array of {ids.dtype}, shape {ids.shape}")
-        return ids
-    if isinstance(ids, (list, tuple)):
-        return _ids_of_strings(ids)
-    raise TypeError(f"{_WANTED_IDS}, got {type(ids).__name__}")
-
-
-def _ids_of_strings(names: Sequence[Any]) -> npt.NDArray[np.int64]:
-    try:
-        return instance_ids(names)
-    except TypeError as error:
-        kinds = sorted({type(item).__name__ for item in names} - {"str"})
-        raise TypeError(f"{_WANTED_IDS}, got a {type(names).__name__} with {kinds}") from error
-
-
-def _checked_values(values: object, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
-        what = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
-        raise TypeError(f"losses must be a floating-point numpy array, got {what}")
-    if values.shape != ids.shape:
-        raise ValueError(f"losses have shape {values.shape}, expected {ids.shape}: one for each id")
-    if values.dtype == np.float32:
-        return values
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, and is rejected
-        return values.astype(np.float32)
 
 
 # what was written must be published even if nothing else holds the writer any more
