@@ -40,6 +40,13 @@ def losses(n: int, value: float = 0.5) -> npt.NDArray[np.float32]:
     return np.full(n, value, np.float32)
 
 
+def wait_for_segments(writer: LossWriter, n: int) -> None:
+    """Wait until the thread of a writer says that it has published so many segments."""
+    changed = writer._publisher.buffers.changed
+    with changed:
+        assert changed.wait_for(lambda: writer.counts["segments_published"] >= n, timeout=60)
+
+
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[LossWriter]:
     """Make a writer of segments of 8 rows that publishes when it is told to."""
@@ -67,8 +74,7 @@ def test_rows_say_what_was_written(tmp_path: Path, writer: LossWriter) -> None:
 def test_full_segments_are_published_at_once(tmp_path: Path, writer: LossWriter) -> None:
     """Rows beyond a segment begin the next, and only a full one is published before its time."""
     writer.write(np.arange(11), losses(11))
-    while len(listed(tmp_path, ".seg")) < 1:
-        time.sleep(0.001)
+    wait_for_segments(writer, 1)
     assert published(tmp_path)["id"].tolist() == list(range(8))
     writer.publish()
     assert published(tmp_path)["id"].tolist() == list(range(11))
@@ -78,8 +84,7 @@ def test_rows_are_published_when_their_time_has_come(tmp_path: Path) -> None:
     """A few rows do not wait for more."""
     with LossWriter(tmp_path, publish_every_s=0.001) as writer:
         writer.write(np.array([1]), losses(1))
-        while not listed(tmp_path, ".seg"):
-            time.sleep(0.001)
+        wait_for_segments(writer, 1)
         assert published(tmp_path)["id"].tolist() == [1]
 
 
@@ -411,6 +416,32 @@ writer.write(np.arange(5), np.ones(5))
 """
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=60)
     assert sorted(published(tmp_path)["id"].tolist()) == sorted([*range(5), *range(5)])
+    assert listed(tmp_path, ".lock") == []
+
+
+FORKING = """
+import multiprocessing, sys, numpy as np
+from adasel_stream.serving import LossWriter
+
+def serve(inherited):
+    inherited.write(np.arange(5), np.ones(5))
+    LossWriter(sys.argv[1], publish_every_s=1000).write(np.arange(5, 8), np.ones(3))
+
+if __name__ == "__main__":
+    writer = LossWriter(sys.argv[1], publish_every_s=1000)
+    child = multiprocessing.get_context("fork").Process(target=serve, args=(writer,))
+    child.start()
+    child.join()
+    writer.write(np.arange(8, 10), np.ones(2))
+    sys.exit(child.exitcode)
+"""
+
+
+def test_a_child_of_multiprocessing_that_ends_in_peace_publishes_the_rest(tmp_path: Path) -> None:
+    """It ends without what an interpreter does at its end, and loses nothing all the same."""
+    subprocess.run([sys.executable, "-c", FORKING, tmp_path], check=True, timeout=60)
+    assert sorted(published(tmp_path)["id"].tolist()) == list(range(10))
+    assert len(listed(tmp_path, ".seg")) == 3
     assert listed(tmp_path, ".lock") == []
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.util import Finalize, register_after_fork
 from typing import Any, Final, Self
 
 import numpy as np
@@ -210,5 +211,13 @@ def _begin_in_child() -> None:
         writer._begin_in_child()  # pyright: ignore[reportPrivateUsage] - of the class above
 
 
+def _close_all_at_end() -> None:
+    Finalize(None, _close_all, exitpriority=0)
+
+
 atexit.register(_close_all)
+# A child of multiprocessing ends without atexit, and forgets when it begins what its parent had
+# registered. A child that another forked, as servers do, has atexit alone.
+_close_all_at_end()
+register_after_fork(_close_all, lambda _: _close_all_at_end())
 os.register_at_fork(after_in_child=_begin_in_child)
