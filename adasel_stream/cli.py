@@ -15,12 +15,20 @@ from adasel_stream.demo.summary import HEADERS, LEGEND, Summary, row
 from adasel_stream.errors import AdaselError
 from adasel_stream.inspection.commands import add_record
 from adasel_stream.report import Tile, render_report, run_sections
-from adasel_stream.runlog import effective_records, read_run_log
+from adasel_stream.runlog import RunRecords, effective_records, read_run_log
 
 __all__ = ["main"]
 
 INTERRUPTED = 130
 """Exit code of a process that ended by Ctrl-C."""
+
+_DEFAULT = "(default: %(default)s)"
+
+_READ = {
+    *("samples_seen_total", "samples_selected_total", "phase_seconds_total"),
+    *("loss", "method_weight_ratio", "record_lookups_total"),
+}
+"""What a report needs of a record."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,16 +78,19 @@ def _add_demo(commands: Any) -> None:
         "demo",
         help="learn from a year of flights which will be late, selecting and not selecting",
         description=(
-            "Train the same network on a year of flights, in order of departure, three ways: on "
-            "what AdaSelection selects, on as many flights taken evenly, and on all of them. With "
-            "--losses serving a second process predicts the flights and writes their losses, and "
-            "AdaSelection selects by those, beside AdaSelection that scores flights itself. "
+            "Train the same network on a year of flights, in order of departure, four ways: on "
+            "what AdaSelection selects, on as many flights taken evenly, on so many taken evenly "
+            "that they cost as much, and on all of them. With --losses serving there is a fifth: a "
+            "second process predicts the flights and writes their losses, and AdaSelection selects "
+            "by those, beside AdaSelection that scores flights itself. "
             "Writes run logs and report.html. Ctrl-C and SIGTERM leave a snapshot, and the same "
             "command goes on from it; a second one ends the run at once."
         ),
     )
     default = Settings()
-    demo.add_argument("--out", type=Path, default=default.out, help="folder for the results")
+    demo.add_argument(
+        "--out", type=Path, default=default.out, help=f"folder for the results {_DEFAULT}"
+    )
     demo.add_argument(
         "--data", type=Path, help="folder for the prepared flights; in --out if not given"
     )
@@ -87,27 +98,38 @@ def _add_demo(commands: Any) -> None:
         "--rows", type=int, help="flights to use, the first of the year; all if not given"
     )
     demo.add_argument(
-        "--rate", type=float, default=default.sampling_rate, help="share of flights to train on"
+        "--rate",
+        type=float,
+        default=default.sampling_rate,
+        help=f"share of flights to train on {_DEFAULT}",
     )
     demo.add_argument(
         "--losses",
         choices=get_args(Losses),
         default=default.losses,
-        help="where AdaSelection's losses come from",
-    )
-    demo.add_argument("--seed", type=int, default=default.seed, help="of first weights and draws")
-    demo.add_argument(
-        "--format", choices=get_args(Format), default=default.format, help="kind of shard to read"
+        help=f"where AdaSelection's losses come from {_DEFAULT}",
     )
     demo.add_argument(
-        "--port", type=int, default=default.port, help="of the live metrics; 0 takes a free one"
+        "--seed", type=int, default=default.seed, help=f"of first weights and draws {_DEFAULT}"
+    )
+    demo.add_argument(
+        "--format",
+        choices=get_args(Format),
+        default=default.format,
+        help=f"kind of shard to read {_DEFAULT}",
+    )
+    demo.add_argument(
+        "--port",
+        type=int,
+        default=default.port,
+        help=f"of the live metrics; 0 takes a free one {_DEFAULT}",
     )
     demo.add_argument(
         "--save-every",
         type=float,
         default=default.save_every_s,
         metavar="SECONDS",
-        help="time between two snapshots",
+        help=f"time between two snapshots {_DEFAULT}",
     )
     demo.add_argument("--fresh", action="store_true", help="start over, whatever snapshot is there")
     demo.set_defaults(run=_demo)
@@ -120,7 +142,9 @@ def _add_report(commands: Any) -> None:
         description="Draw one or several run logs as one HTML page that needs no network.",
     )
     report.add_argument("logs", nargs="+", type=Path, metavar="RUN.jsonl", help="run logs")
-    report.add_argument("--out", type=Path, default=Path("report.html"), help="page to write")
+    report.add_argument(
+        "--out", type=Path, default=Path("report.html"), help=f"page to write {_DEFAULT}"
+    )
     report.set_defaults(run=_report)
 
 
@@ -165,13 +189,14 @@ def _print_result(summary: Summary, out: Path) -> None:
 def _report(chosen: argparse.Namespace) -> int:
     arms: dict[str, list[dict[str, Any]]] = {}
     damaged = 0
+    last: dict[str, Mapping[str, Any]] = {}
     for log in chosen.logs:
-        held = read_run_log(log)
+        held = _records(log)
         damaged += held.damaged
-        arms[_name(log, arms)] = held.records
-    last = {
-        name: kept[-1] for name, records in arms.items() if (kept := effective_records(records))
-    }
+        name = _name(log, arms)
+        arms[name] = held.records
+        if kept := effective_records(held.records):
+            last[name] = kept[-1]
     if not last:
         raise AdaselError("the run logs hold no records; is a run under way that wrote none yet?")
     render_report(
@@ -188,6 +213,21 @@ def _report(chosen: argparse.Namespace) -> int:
         f"report: {chosen.out}" + (f" ({damaged} damaged lines were left out)" if damaged else "")
     )
     return 0
+
+
+def _records(log: Path) -> RunRecords:
+    """Read a run log; a file of something else is refused, an empty one is not."""
+    try:
+        held = read_run_log(log)
+    except FileNotFoundError as error:
+        raise AdaselError(f"there is no file {str(log)!r}") from error
+    whole = all(record.keys() >= _READ for record in effective_records(held.records))
+    if (held.damaged and not held.records) or not whole:
+        raise AdaselError(
+            f"{str(log)!r} is no run log: expected one JSON object a line with what "
+            "loader.metrics.snapshot() gives"
+        )
+    return held
 
 
 def _name(log: Path, taken: Mapping[str, object]) -> str:
@@ -207,4 +247,6 @@ def _saved_s(record: Mapping[str, Any]) -> float:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)!r} cannot be used: {error.strerror}"
     return str(error) or type(error).__name__

@@ -59,9 +59,44 @@ def test_report_draws_run_logs(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_report_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A missing log and an empty one are told apart, each in a sentence."""
-    assert main(["report", str(tmp_path / "absent.jsonl")]) == 1
-    assert "absent.jsonl" in capsys.readouterr().err
+    absent = tmp_path / "absent.jsonl"
+    assert main(["report", str(absent)]) == 1
+    assert capsys.readouterr().err == f"adasel-stream: there is no file '{absent}'\n"
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     assert main(["report", str(empty), "--out", str(tmp_path / "page.html")]) == 1
     assert "no records" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["import this\n", '{"steps_total": 1}\n', "[1]\n2\n"])
+def test_report_of_something_else_says_so(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is no run log is refused by name, and no page is written."""
+    path, page = tmp_path / "m.py", tmp_path / "page.html"
+    path.write_text(content)
+    assert main(["report", str(path), "--out", str(page)]) == 1
+    assert f"'{path}' is no run log: expected one JSON object a line" in capsys.readouterr().err
+    assert not page.exists()
+
+
+def test_report_of_a_folder_is_told_without_a_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the system says comes with the path, and with no code of the system's."""
+    assert main(["report", str(tmp_path)]) == 1
+    told = f"adasel-stream: '{tmp_path}' cannot be used: Is a directory\n"
+    assert capsys.readouterr().err == told
+
+
+def test_help_of_the_demo_has_its_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody has to run it to learn where it writes, and on which port it is watched."""
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "four ways" in told
+    for words in (
+        *("folder for the results (default: demo-run)", "train on (default: 0.2)"),
+        "0 takes a free one (default: 9400)",
+    ):
+        assert words in told

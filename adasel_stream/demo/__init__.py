@@ -1,1 +1,1 @@
-"""The main job: learn which flights will be late, from a year of them, in three ways at once."""
+"""The main job: learn which flights will be late, from a year of them, in several ways at once."""
