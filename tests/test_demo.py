@@ -230,7 +230,10 @@ def test_summary_charges_scoring_only_where_it_serves_selection(prepared: Prepar
     assert passes[UNIFORM] == 3 * int(RATE * ROWS)
     assert passes[FULL] == 3 * ROWS
     assert passes["uniform_same_cost"] == pytest.approx(passes[ADASELECTION], abs=3)
-    assert "made too few updates to be compared with uniform selection" in summary.verdict
+    assert summary.verdict == (
+        "Too few updates to compare AdaSelection with uniform selection: 12, and 104 at least are "
+        "needed; let it learn from more flights."
+    )
     json.dumps(summary.numbers())
 
 
@@ -248,6 +251,21 @@ def test_blocks_hold_the_means_of_their_samples() -> None:
     kept = _seen(losses, len(losses))
     assert kept.losses == pytest.approx(losses.reshape(BLOCKS, 40).mean(1))
     assert kept.loss == pytest.approx(losses.mean())
+
+
+def test_calibration_is_that_of_the_last_blocks() -> None:
+    """It is the rate over some blocks at once, fewer at the beginning."""
+    generator = np.random.default_rng(4)
+    rows = BLOCKS * 40
+    chances, late = generator.random(rows), (generator.random(rows) < 0.5).astype(np.float32)
+    kept = Progressive(rows)
+    kept.add(
+        torch.zeros(rows), torch.from_numpy(np.log(chances / (1 - chances))), torch.tensor(late)
+    )
+    one, four = kept.calibrations(1), kept.calibrations(4)
+    assert one[7] == pytest.approx(chances[280:320].sum() / late[280:320].sum())
+    assert four[7] == pytest.approx(chances[160:320].sum() / late[160:320].sum())
+    assert four[1] == pytest.approx(chances[:80].sum() / late[:80].sum())
 
 
 def test_auc_agrees_with_counting_all_pairs() -> None:

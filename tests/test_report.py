@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from adasel_stream.charts import Series, area_chart, bar_chart, histogram_chart, line_chart
 from adasel_stream.metrics import Metrics
 from adasel_stream.report import Section, Tile, render_report, report_html, run_sections, table
+from adasel_stream.report.runs import _running_means
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 HOSTILE = "</svg><script>alert('1')</script> \"&amp;\" \x00\x1b ]]> <!--"
@@ -182,6 +183,17 @@ def test_bars_show_parts_and_totals() -> None:
         assert one in words
 
 
+def test_a_part_of_nothing_is_left_out_of_the_legend_alone() -> None:
+    """Charts of the same parts have the same colours, whichever of them happened."""
+    more = {"score": 1.0, "decode": 2.0, "train": 3.0}
+    both = bar_chart({"ours": more}, label="time", x_label="s")
+    fewer = bar_chart({"ours": more | {"decode": 0.0}}, label="time", x_label="s")
+    assert ">decode<" in both
+    assert "decode" not in fewer
+    train = re.compile(r"fill:(var[^;<]*);stroke[^>]*><title>train: 3.00 s")
+    assert train.findall(both) == train.findall(fewer) != []
+
+
 @pytest.mark.parametrize("amount", [-1.0, math.nan, math.inf])
 def test_bars_refuse_amounts_that_are_none(amount: float) -> None:
     """A negative or unknown time is a mistake of the caller."""
@@ -244,6 +256,31 @@ def test_several_runs_share_the_charts_they_can() -> None:
     assert ">uniform<" in learning
     assert "Which methods does it trust? (ours)" in sections
     assert "Does the record help?" not in sections
+
+
+def test_runs_and_samples_are_called_and_painted_as_the_caller_wants() -> None:
+    """Two pages can show a run in one colour, and no page mixes two words for its samples."""
+    logs = {"ours": run_log(4, hits=3), "uniform": run_log(4)}
+    sections = run_sections(logs, paints={"ours": 4, "uniform": 2}, samples="flights")
+    figures = "".join(figure for section in sections for figure in section.figures)
+    assert "flights seen" in figures
+    assert "samples" not in figures + "".join(section.text for section in sections)
+    learning = sections[0].figures[0]
+    assert re.findall(r"fill:none;stroke:var\(--series-(\d)", learning) == ["2", "4", "4", "2"]
+
+
+def test_losses_are_running_means_over_a_tenth_of_the_run() -> None:
+    """Single records differ too much to be read; the first ones have what there is."""
+    losses = [1.0] * 10 + [3.0] * 11
+    total = 0.0
+    records: list[dict[str, object]] = []
+    for step, loss in enumerate(losses):
+        total += 8 * loss
+        held = {"counts": [8 * (step + 1)], "sum": total, "bounds": []}
+        records.append({"samples_seen_total": 8 * (step + 1), "loss": {"seen": held}})
+    means = list(_running_means(records))
+    assert [mean for _, mean in means] == [1.0] * 9 + [2.0] + [3.0] * 10
+    assert [seen for seen, _ in means] == [8 * step for step in range(2, 22)]
 
 
 def test_a_log_without_numbers_gives_no_section() -> None:

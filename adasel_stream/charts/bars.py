@@ -25,7 +25,8 @@ def bar_chart(
     Args:
         bars: for each row the amount of each part, finite and at least 0. A part has the
             same colour in every row, grey if it is called other; parts appear in the order
-            in which they first come.
+            in which they first come. One that no row has anything of is not in the legend,
+            but takes its colour, so that charts of the same parts are alike.
         label: what the chart shows, for a screen reader.
         x_label: name and unit of the horizontal axis.
         unit: written after each amount.
@@ -47,7 +48,8 @@ def bar_chart(
             raise ValueError(f"amounts of {row!r} must be finite and at least 0, got {amounts}")
     parts = _paints(bars)
     totals = {row: sum(amounts.values()) for row, amounts in bars.items()}
-    legend, top = _legend(parts, width)
+    shown = {part for amounts in bars.values() for part, amount in amounts.items() if amount > 0}
+    legend, top = _legend({part: parts[part] for part in parts if part in shown}, width)
     left = max([text_width(shortened(row), 12.5) for row in bars], default=0) + 16
     frame = Frame(width, top + _ROW * len(bars) + 48, left, 84, top, 48)
     scale = frame.x_scale(0, span([0.0, *totals.values()])[1])

@@ -18,6 +18,7 @@ __all__ = [
     "ADASELECTION",
     "FULL",
     "LABELS",
+    "PAINTS",
     "SAME_COST",
     "SCORING",
     "SCORING_COST",
@@ -35,7 +36,7 @@ ADASELECTION, UNIFORM, SAME_COST, FULL = "adaselection", "uniform", "uniform_sam
 
 SERVING, SCORING = "adaselection_serving", "adaselection_scoring"
 SCORING_COST = "uniform_scoring_cost"
-"""Names where AdaSelection runs twice, by losses from serving and by scoring."""
+"""Names where AdaSelection runs twice, with losses from serving and with scoring."""
 
 LABELS = {
     ADASELECTION: "AdaSelection",
@@ -47,6 +48,17 @@ LABELS = {
     FULL: "full training",
 }
 """Names of the arms, for people."""
+
+PAINTS = {
+    ADASELECTION: 0,
+    SCORING: 0,
+    SERVING: 1,
+    UNIFORM: 2,
+    SAME_COST: 3,
+    SCORING_COST: 3,
+    FULL: 4,
+}
+"""Numbers of the arms' colours, in all charts; arms of the same kind have the same."""
 
 _TURNS = 128
 
@@ -71,9 +83,9 @@ def make_arms(
         serving: what gives losses of the first arm, or None to do without that arm.
 
     Returns:
-        AdaSelection by losses from serving; AdaSelection by scoring; uniform at the same rate and
-        so with as many updates; uniform with as many forward and backward passes as AdaSelection
-        by scoring needs; everything.
+        AdaSelection with losses from serving; AdaSelection with scoring; uniform at the same rate
+        and so with as many updates; uniform with as many forward and backward passes as
+        AdaSelection with scoring needs; everything.
     """
     candidates = candidates_for(sampling_rate)
 

@@ -73,10 +73,18 @@ class Progressive:
         """Mean loss of each block, shape (`BLOCKS`,); NaN where nothing was seen yet."""
         return _ratio(self._sums[1], self._sums[0])
 
-    @property
-    def calibrations(self) -> npt.NDArray[np.float64]:
-        """Predicted by actual rate of each block, shape (`BLOCKS`,); NaN where none was late."""
-        return _ratio(self._sums[2], self._sums[3])
+    def calibrations(self, over: int) -> npt.NDArray[np.float64]:
+        """Give the predicted by actual rate of the last blocks up to each.
+
+        Args:
+            over: how many blocks, in 1 to `BLOCKS`; fewer are there at the beginning.
+
+        Returns:
+            Shape (`BLOCKS`,); NaN where none was late.
+        """
+        sums = self._sums[2:].cumsum(axis=1)
+        sums[:, over:] -= sums[:, :-over].copy()
+        return _ratio(*sums)
 
     @property
     def loss(self) -> float:

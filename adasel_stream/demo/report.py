@@ -7,7 +7,7 @@ from typing import Any
 
 from adasel_stream.charts import Series, line_chart
 from adasel_stream.demo.learner import BATCH_SIZE, LEARNING_RATE
-from adasel_stream.demo.plan import LABELS, UNIFORM
+from adasel_stream.demo.plan import ADASELECTION, LABELS, PAINTS, SCORING, SERVING, UNIFORM
 from adasel_stream.demo.progressive import BLOCKS, Progressive, running_difference
 from adasel_stream.demo.summary import HEADERS, Served, Summary, row
 from adasel_stream.report import Section, Tile, render_report, run_sections, table
@@ -16,22 +16,15 @@ from adasel_stream.runlog import read_run_log
 __all__ = ["write_report"]
 
 _X_LABEL = "flights seen"
+_SMOOTHED_BLOCKS = 5
+"""Calibrations are shown over so many blocks; single ones differ too much to be read."""
+
 _PASSES = (
     "Passes are forward passes of one flight, a backward pass counted as two; seconds are the "
     "processor's."
 )
-_SAID_BESIDE_SERVING = {
-    "Is the model learning?": (
-        "Every flight is scored before the model trains on it, so this is the loss on data that it "
-        "has not seen. By losses from serving it is the loss that the older model had."
-    ),
-    "Where did the time go?": (
-        "Scoring serves the comparison alone but for AdaSelection by scoring. By losses from "
-        "serving, score is looking them up, checkpoint publishing models, and other that "
-        "comparison."
-    ),
-}
-"""What other words the sections of all run logs need where losses come from serving."""
+_LEARNING = "Is the model learning?"
+_TIMES = "Where did the time go?"
 
 _SUBTITLE = (
     "{:,} flights out of New York in 2013, in order of departure; the same network trained on "
@@ -61,6 +54,8 @@ def write_report(
         OSError: a log cannot be read or the file not be written.
     """
     records = {LABELS[name]: read_run_log(log).records for name, log in logs.items()}
+    paints = {LABELS[name]: PAINTS[name] for name in logs}
+    of_all_logs = run_sections(records, paints=paints, samples="flights")
     render_report(
         path,
         title="Which flights will be late?",
@@ -71,7 +66,7 @@ def write_report(
             _figures(summary),
             _differences(summary, progressive),
             _calibration(progressive, summary.rows),
-            *_of_interest(run_sections(records), summary),
+            *_of_interest(of_all_logs, summary),
             _data(facts),
         ],
         facts=_facts(facts, elapsed_s),
@@ -82,8 +77,27 @@ def _of_interest(sections: Sequence[Section], summary: Summary) -> list[Section]
     """Leave out what other runs than the subject choose; most of it looks like what they see."""
     dull = tuple(f"({LABELS[name]})" for name in summary.figures if name != summary.subject)
     kept = [section for section in sections if not section.heading.endswith(dull)]
-    said = {} if summary.served is None else _SAID_BESIDE_SERVING
-    return [replace(one, text=said.get(one.heading, one.text)) for one in kept]
+    more = {_TIMES: _of_times(summary)}
+    if summary.served is not None:
+        more[_LEARNING] = (
+            f" Of {LABELS[SERVING]!r} it is the loss of the older model that predicted the flight."
+        )
+    return [replace(one, text=one.text + more.get(one.heading, "")) for one in kept]
+
+
+def _of_times(summary: Summary) -> str:
+    """Say which seconds are counted in the table."""
+    scoring = ADASELECTION if summary.served is None else SCORING
+    words = (
+        f"Only {LABELS[scoring]!r} scores flights to choose among them; in the other runs scoring "
+        "and selecting serve this comparison and are not counted in the table."
+    )
+    if summary.served is None:
+        return words
+    return (
+        f"{words} In {LABELS[SERVING]!r}, score is looking up losses and is counted with select, "
+        "checkpoint is publishing models, and other is the comparison."
+    )
 
 
 def _tiles(summary: Summary) -> list[Tile]:
@@ -126,8 +140,8 @@ def _by_serving(summary: Summary, served: Served) -> str:
     known = "all" if served.unknown == 0 else f"{1 - served.unknown / summary.rows:.2%}"
     return (
         f"{_PASSES} AdaSelection and uniform make the same number of updates; uniform, scoring's "
-        "cost, makes as many as the passes of AdaSelection by scoring would pay for; full training "
-        "takes every flight and shows the ceiling.\n\n"
+        "cost, makes as many as the passes of AdaSelection with scoring would pay for; full "
+        "training takes every flight and shows the ceiling.\n\n"
         f"A second process served {served.rows:,} flights with the model published last, every "
         f"{served.turn_rows:,} flights, and wrote their losses down; the trainer knew {known} of "
         "them when it chose. Those forward passes "
@@ -142,11 +156,11 @@ def _differences(summary: Summary, progressive: Mapping[str, Progressive]) -> Se
     x = _middles(summary.rows)
     base = progressive[UNIFORM]
     lines: list[Series] = []
-    for paint, (name, one) in enumerate(progressive.items()):  # colours as in the other charts
+    for name, one in progressive.items():
         if name == UNIFORM:
             continue
         mean, error = running_difference(one, base)
-        line = Series(LABELS[name], x, mean.tolist(), paint=paint)
+        line = Series(LABELS[name], x, mean.tolist(), paint=PAINTS[name])
         if name == summary.subject:
             low, high = (mean - 2 * error).tolist(), (mean + 2 * error).tolist()
             line = replace(line, low=low, high=high)
@@ -170,18 +184,20 @@ def _differences(summary: Summary, progressive: Mapping[str, Progressive]) -> Se
 def _calibration(progressive: Mapping[str, Progressive], rows: int) -> Section:
     x = _middles(rows)
     lines = [
-        Series(LABELS[name], x, one.calibrations.tolist()) for name, one in progressive.items()
+        Series(LABELS[name], x, one.calibrations(_SMOOTHED_BLOCKS).tolist(), paint=PAINTS[name])
+        for name, one in progressive.items()
     ]
     chart = line_chart(
         lines,
-        label="predicted by actual rate of late flights, by run and block",
+        label="running predicted by actual rate of late flights, by run",
         x_label=_X_LABEL,
         y_label="predicted / actual rate of late flights",
         reference=(1.0, "right"),
     )
     words = (
         "The weights of the selected flights keep the predicted rate true although hard ones are "
-        "selected more often. Weeks that differ from those before push all runs off alike."
+        "selected more often. Weeks that differ from those before push all runs off alike. The "
+        f"lines are running rates over {_SMOOTHED_BLOCKS} of {BLOCKS} blocks."
     )
     return Section("Are its predictions calibrated?", words, (chart,))
 

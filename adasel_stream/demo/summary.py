@@ -29,8 +29,18 @@ _SAYS = {
     "better": "does better than",
     "worse": "does worse than",
     "not distinguishable": "cannot be told apart from",
-    "too short to judge": "made too few updates to be compared with",
 }
+
+_COMPARED = {
+    UNIFORM: "uniform selection with as many updates",
+    SAME_COST: "uniform selection of the same cost",
+}
+_COMPARED_SERVED = {
+    SCORING: "AdaSelection with scoring",
+    UNIFORM: "uniform selection of the same cost",
+    FULL: "full training",
+}
+"""What the verdict compares the subject with, the second where losses come from serving."""
 
 HEADERS = ("run", "loss", "predicted/actual", "AUC", "updates", "passes", "vs full", "seconds")
 """Columns of the table that `row` fills."""
@@ -112,9 +122,11 @@ class Summary:
 
         After fewer than `LEAST_UPDATES` updates it is "too short to judge".
         """
-        if self.figures[self.subject].updates < LEAST_UPDATES:
-            return "too short to judge"
-        return self.against[name].verdict
+        return "too short to judge" if self._too_short else self.against[name].verdict
+
+    @property
+    def _too_short(self) -> bool:
+        return self.figures[self.subject].updates < LEAST_UPDATES
 
     def share_of_full(self, name: str, *, measured: bool) -> float:
         """Give an arm's cost as a share of full training's, in passes or in seconds."""
@@ -127,39 +139,37 @@ class Summary:
 
         The words follow from the paired difference and its error; nothing else goes in.
         """
-        if self.served is not None:
-            return self._served_verdict
-        ours, even = self.figures[ADASELECTION].loss, self.figures[UNIFORM].loss
-        even_cost = self.figures[SAME_COST].loss
-        at_updates, at_cost = self.against[UNIFORM], self.against[SAME_COST]
+        if self.served is None:
+            return self._judgement("AdaSelection", _COMPARED)
+        spent, scoring = (self.share_of_full(name, measured=False) for name in (SERVING, SCORING))
+        judgement = self._judgement("AdaSelection with losses from serving", _COMPARED_SERVED)
         return (
-            f"AdaSelection {_SAYS[self.judged(UNIFORM)]} uniform selection with as many updates: "
-            f"loss {ours:.4f} against {even:.4f}, difference {at_updates} (two standard errors). "
-            f"It {_SAYS[self.judged(SAME_COST)]} uniform selection of the same cost: loss "
-            f"{even_cost:.4f}, difference {at_cost}."
+            f"With losses from serving, AdaSelection needs {spent:.0%} of full training's passes; "
+            f"with scoring, {scoring:.0%}. {judgement}"
         )
 
-    @property
-    def _served_verdict(self) -> str:
-        loss = {name: f"{one.loss:.4f}" for name, one in self.figures.items()}
-        spent, scoring = (self.share_of_full(name, measured=False) for name in (SERVING, SCORING))
-        return (
-            f"By losses from serving, AdaSelection spends {spent:.0%} of full training's passes, "
-            f"against {scoring:.0%} by scoring. With them it {_SAYS[self.judged(SCORING)]} "
-            f"AdaSelection by scoring: loss {loss[SERVING]} against {loss[SCORING]}, difference "
-            f"{self.against[SCORING]} (two standard errors). It {_SAYS[self.judged(UNIFORM)]} "
-            f"uniform selection of the same cost: loss {loss[UNIFORM]}, difference "
-            f"{self.against[UNIFORM]}. It {_SAYS[self.judged(FULL)]} full training: loss "
-            f"{loss[FULL]}, difference {self.against[FULL]}."
+    def _judgement(self, who: str, others: Mapping[str, str]) -> str:
+        """Say how the subject did beside other arms, or that it is too early to say."""
+        ours = self.figures[self.subject]
+        if self._too_short:
+            return (
+                f"Too few updates to compare AdaSelection with uniform selection: {ours.updates}, "
+                f"and {LEAST_UPDATES} at least are needed; let it learn from more flights."
+            )
+        told = ". It ".join(
+            f"{_SAYS[self.judged(name)]} {other}: loss {self.figures[name].loss:.4f}, difference "
+            f"{self.against[name]}"
+            for name, other in others.items()
         )
+        return f"{who} (loss {ours.loss:.4f}) {told}. All ± are two standard errors."
 
     @property
     def cost(self) -> str:
         """Say what AdaSelection cost beside full training, by arithmetic and as measured."""
         if self.served is None:
             return self._cost_of(ADASELECTION, "AdaSelection")
-        by_scoring = self._cost_of(SCORING, "By scoring it")
-        return f"{self._cost_of(SERVING, 'By losses from serving, AdaSelection')} {by_scoring}"
+        scoring = self._cost_of(SCORING, "With scoring, it")
+        return f"{self._cost_of(SERVING, 'With losses from serving, AdaSelection')} {scoring}"
 
     def _cost_of(self, name: str, who: str) -> str:
         passes = self.share_of_full(name, measured=False)

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from adasel_stream.charts import Series, area_chart, bar_chart, histogram_chart, line_chart
 from adasel_stream.report.page import Section
@@ -11,13 +10,20 @@ from adasel_stream.runlog import effective_records
 
 __all__ = ["run_sections"]
 
-Record = Mapping[str, Any]
+Record: TypeAlias = Mapping[str, Any]
+Runs: TypeAlias = Mapping[str, Sequence[Record]]
 
 _FAR = "samples_seen_total"
-_X_LABEL = "samples seen"
+_SMOOTHED = 10
+"""Losses are shown as means over a part of the run: one divided by this."""
 
 
-def run_sections(arms: Mapping[str, Sequence[Record]]) -> list[Section]:
+def run_sections(
+    arms: Mapping[str, Sequence[Record]],
+    *,
+    paints: Mapping[str, int] | None = None,
+    samples: str = "samples",
+) -> list[Section]:
     """Return what the snapshots of one or several runs show, most important first.
 
     Sections that no run has numbers for are left out, and so is what a resume rolled back.
@@ -25,6 +31,8 @@ def run_sections(arms: Mapping[str, Sequence[Record]]) -> list[Section]:
     Args:
         arms: for each run its name and its records, each a `Metrics.snapshot()` with any
             keys more, in the order written.
+        paints: number of each run's colour; by default its place among the runs.
+        samples: what the samples are, in the plural.
 
     >>> from adasel_stream.metrics import Metrics
     >>> metrics = Metrics(["uniform"], sampling_rate=0.5, batch_size=8, policy="paper")
@@ -34,44 +42,55 @@ def run_sections(arms: Mapping[str, Sequence[Record]]) -> list[Section]:
     """
     runs = {name: effective_records(records) for name, records in arms.items()}
     runs = {name: records for name, records in runs.items() if records}
+    painted = {name: place for place, name in enumerate(runs)} | dict(paints or {})
+    alone = len(runs) == 1
     drawn = [
-        _losses(runs),
-        *(_weights(name, records, alone=len(runs) == 1) for name, records in runs.items()),
-        *(_picks(name, records, alone=len(runs) == 1) for name, records in runs.items()),
-        _rates(runs),
-        _reuse(runs),
+        _losses(runs, painted, samples),
+        *(_weights(name, records, samples, alone=alone) for name, records in runs.items()),
+        *(_picks(name, records, samples, alone=alone) for name, records in runs.items()),
+        _rates(runs, painted, samples),
+        _reuse(runs, painted, samples),
         _times(runs),
     ]
     return [section for section in drawn if section is not None]
 
 
-def _losses(runs: Mapping[str, Sequence[Record]]) -> Section | None:
-    lines = [
-        Series(name, *points)
-        for name, records in runs.items()
-        if (points := _points(_interval_means(records)))
-    ]
+def _losses(runs: Runs, paints: Mapping[str, int], samples: str) -> Section | None:
+    lines = _lines({name: _running_means(records) for name, records in runs.items()}, paints)
     if not lines:
         return None
     chart = line_chart(
         lines,
-        label="mean loss of all samples seen, by run",
-        x_label=_X_LABEL,
-        y_label="mean loss of the samples seen since the record before",
+        label=f"running mean of the loss of all {samples} seen, by run",
+        x_label=f"{samples} seen",
+        y_label="loss, mean over the last tenth of the run",
     )
     words = (
-        "Every sample is scored before the model trains on it, so this is the loss on data "
-        "that it has not seen."
+        f"All {samples} are scored before the model trains on them, so this is the loss on data "
+        "that it has not seen. The lines are running means over a tenth of the run."
     )
     return Section("Is the model learning?", words, (chart,))
 
 
-def _interval_means(records: Sequence[Record]) -> Iterator[tuple[float, float]]:
-    for before, after in pairwise(records):
+def _running_means(records: Sequence[Record]) -> Iterator[tuple[float, float]]:
+    """Give mean losses since some records before, at first since the first one."""
+    back = max(1, len(records) // _SMOOTHED)
+    for place, after in enumerate(records[1:], 1):
+        before = records[max(0, place - back)]
         start, end = before["loss"]["seen"], after["loss"]["seen"]
         count = sum(end["counts"]) - sum(start["counts"])
         if count > 0:
             yield after[_FAR], (end["sum"] - start["sum"]) / count
+
+
+def _lines(
+    runs: Mapping[str, Iterator[tuple[float, float]]], paints: Mapping[str, int]
+) -> list[Series]:
+    return [
+        Series(name, *points, paint=paints[name])
+        for name, pairs in runs.items()
+        if (points := _points(pairs))
+    ]
 
 
 def _points(pairs: Iterator[tuple[float, float]]) -> tuple[list[float], list[float]] | None:
@@ -85,7 +104,7 @@ def _heading(question: str, name: str, *, alone: bool) -> str:
     return question if alone else f"{question} ({name})"
 
 
-def _weights(name: str, records: Sequence[Record], *, alone: bool) -> Section | None:
+def _weights(name: str, records: Sequence[Record], samples: str, *, alone: bool) -> Section | None:
     methods = list(records[-1]["method_weight_ratio"])
     held = [record for record in records if list(record["method_weight_ratio"]) == methods]
     if len(methods) < 2 or len(held) < 2:
@@ -98,39 +117,36 @@ def _weights(name: str, records: Sequence[Record], *, alone: bool) -> Section | 
         [record[_FAR] for record in held],
         shares,
         label="method weights over time",
-        x_label=_X_LABEL,
+        x_label=f"{samples} seen",
         y_label="method weight",
     )
     return Section(_heading("Which methods does it trust?", name, alone=alone), "", (chart,))
 
 
-def _picks(name: str, records: Sequence[Record], *, alone: bool) -> Section | None:
+def _picks(name: str, records: Sequence[Record], samples: str, *, alone: bool) -> Section | None:
     loss = records[-1]["loss"]
     if not sum(loss["selected"]["counts"]):
         return None
     chart = histogram_chart(
         loss["seen"]["bounds"],
         {"seen": loss["seen"]["counts"], "selected": loss["selected"]["counts"]},
-        label="losses of all samples seen and of the selected ones",
+        label=f"losses of all {samples} seen and of the selected ones",
         x_label="loss (logarithmic)",
+        y_label=f"share of {samples} per bucket",
     )
-    words = "Each bucket's share of the samples: of all that were seen, and of those selected."
+    words = f"Each bucket's share of the {samples}: of all that were seen, and of those selected."
     return Section(_heading("What does it pick?", name, alone=alone), words, (chart,))
 
 
-def _rates(runs: Mapping[str, Sequence[Record]]) -> Section | None:
-    lines: list[Series] = []
-    for name, records in runs.items():
-        ratio = ((r[_FAR], r["samples_selected_total"] / r[_FAR]) for r in records if r[_FAR])
-        if points := _points(ratio):
-            lines.append(Series(name, *points))
+def _rates(runs: Runs, paints: Mapping[str, int], samples: str) -> Section | None:
+    lines = _lines({name: _selected(records) for name, records in runs.items()}, paints)
     if not lines:
         return None
     chart = line_chart(
         lines,
-        label="share of samples selected, by run",
-        x_label=_X_LABEL,
-        y_label="samples selected of those seen so far",
+        label=f"share of {samples} selected, by run",
+        x_label=f"{samples} seen",
+        y_label=f"{samples} selected of those seen so far",
         y_unit="%",
         y_range=(0, 1.05 * max(max(line.y) for line in lines) or 1),
         size=(860, 240),
@@ -138,19 +154,20 @@ def _rates(runs: Mapping[str, Sequence[Record]]) -> Section | None:
     return Section("How much is trained on?", "", (chart,))
 
 
-def _reuse(runs: Mapping[str, Sequence[Record]]) -> Section | None:
-    lines: list[Series] = []
-    for name, records in runs.items():
-        looked_up = ((r[_FAR], r["record_lookups_total"]) for r in records)
-        rates = ((x, one["hit"] / sum(one.values())) for x, one in looked_up if sum(one.values()))
-        if points := _points(rates):
-            lines.append(Series(name, *points))
+def _selected(records: Sequence[Record]) -> Iterator[tuple[float, float]]:
+    for record in records:
+        if record[_FAR]:
+            yield record[_FAR], record["samples_selected_total"] / record[_FAR]
+
+
+def _reuse(runs: Runs, paints: Mapping[str, int], samples: str) -> Section | None:
+    lines = _lines({name: _hits(records) for name, records in runs.items()}, paints)
     if not lines:
         return None
     chart = line_chart(
         lines,
         label="share of lookups that found a fresh loss, by run",
-        x_label=_X_LABEL,
+        x_label=f"{samples} seen",
         y_label="lookups that found a fresh loss",
         y_unit="%",
         y_range=(0, 1),
@@ -160,7 +177,14 @@ def _reuse(runs: Mapping[str, Sequence[Record]]) -> Section | None:
     return Section("Does the record help?", words, (chart,))
 
 
-def _times(runs: Mapping[str, Sequence[Record]]) -> Section | None:
+def _hits(records: Sequence[Record]) -> Iterator[tuple[float, float]]:
+    for record in records:
+        lookups = record["record_lookups_total"]
+        if asked := sum(lookups.values()):
+            yield record[_FAR], lookups["hit"] / asked
+
+
+def _times(runs: Runs) -> Section | None:
     bars = {name: records[-1]["phase_seconds_total"] for name, records in runs.items()}
     if not any(math.fsum(bar.values()) for bar in bars.values()):
         return None
