@@ -1,10 +1,12 @@
 """Snapshots of a kept record: what was saved comes back, at any capacity, from base and deltas."""
 
+import contextlib
 import itertools
 import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from adasel_stream.errors import RecordError
 from adasel_stream.record import LossRecord
 from adasel_stream.record.pending import PendingLabels
+from adasel_stream.record.snapshots.files import read_manifest
 from adasel_stream.record.snapshots.folder import MAX_DELTAS
 from tests.kept_records import (
     Content,
@@ -105,13 +108,65 @@ def test_a_loss_that_is_older_than_the_snapshot_is_in_the_next(tmp_path: Path) -
     with kept(tmp_path, clock=clock) as record:
         clock.now_s += 100
         record.update(ints(*range(50)), np.ones(50))
+        clock.now_s += 1
         record.save()
         clock.now_s += 100
         record.update(ints(99, 3), floats(0.25, 9), age_s=np.array([190.0, 150.0]))
         record.save()
         expected = content(record)
-    assert len(files_of(tmp_path, "delta")) == 1
+    assert [file.rows for file in read_manifest(rank_folder(tmp_path)).files] == [50, 2]
     assert saved_content(tmp_path) == expected
+
+
+ages_s = st.integers(0, 40)
+
+
+@settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    rounds=st.lists(
+        st.tuples(
+            st.sampled_from(["save", "save", "full", "fail to copy", "fail to write", "go back"]),
+            st.lists(st.tuples(st.integers(0, 90), ages_s), max_size=12),
+            st.lists(st.tuples(st.integers(90, 99), ages_s), max_size=3),
+            st.integers(0, 3),
+        ),
+        max_size=9,
+    )
+)
+def test_losses_of_any_age_are_saved(
+    rounds: list[tuple[str, list[tuple[int, int]], list[tuple[int, int]], int]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Losses and rows of any age, in between snapshots that fail: the last one has all of them."""
+    path, clock = tmp_path_factory.mktemp("record"), Clock()
+    with kept(path, clock=clock) as record:
+        clock.now_s += 50
+        learn(record, np.random.default_rng(0), np.arange(60))
+        record.save()
+        state = record.state_dict()
+        for number, (action, rows, others, passed_s) in enumerate(rounds):
+            clock.now_s += passed_s
+            for id_, age_s in rows:
+                record.update(ints(id_), floats(number), age_s=age_s)
+            other = LossRecord(100, clock=clock, engine="numpy")
+            other.load_position(record.position())
+            for id_, age_s in others:
+                other.update(ints(id_), floats(number), age_s=age_s)
+            assert record.tick == other.tick  # by a new reading of the clock
+            record.place(other.entries(0, other.capacity))
+            if action == "go back":
+                record.load_state_dict(state)
+            with pytest.MonkeyPatch.context() as patch:
+                if action.startswith("fail"):
+                    step = "folder.write_rows" if action.endswith("write") else "copying._Copied"
+                    patch.setattr(f"adasel_stream.record.snapshots.{step}", None)
+                with contextlib.suppress(RecordError):
+                    record.save(full=action == "full")
+        record.save()
+        expected = content(record)
+    assert saved_content(path) == expected
 
 
 def test_compaction_keeps_all_and_only_a_base(tmp_path: Path) -> None:
@@ -297,10 +352,10 @@ def test_no_cursor_moves_while_a_record_is_copied(tmp_path: Path) -> None:
         record.cursors["w"] = (1, 1)
         entries = record.entries
 
-        def moving(start: int, stop: int, *, since_tick: int = 1) -> object:
+        def moving(start: int, stop: int, **which: Any) -> object:
             seen.append(record.copying)
             record.cursors["w"] = (2, 2)
-            return entries(start, stop, since_tick=since_tick)
+            return entries(start, stop, **which)
 
         record.entries = moving  # type: ignore[method-assign, assignment] # looks on
         record.save()

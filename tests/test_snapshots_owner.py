@@ -278,7 +278,7 @@ def test_a_copy_that_fails_is_made_up_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert saved_content(tmp_path) == expected
 
 
-def out_of_memory(start: int, stop: int, *, since_tick: int) -> None:
+def out_of_memory(start: int, stop: int, **which: object) -> None:
     """Fail as a machine does that has no memory."""
     raise MemoryError
 

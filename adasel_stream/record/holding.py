@@ -2,18 +2,18 @@
 
 import threading
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.keys import ids_of_keys
+from adasel_stream.keys import ids_of_keys, keys_of_ids
 from adasel_stream.record.engine import Stamps
 from adasel_stream.record.engines import make_engine
 from adasel_stream.record.entries import Entries, check_entries
 from adasel_stream.record.evicted import EvictedAges, read_ages
 from adasel_stream.record.inputs import versions_of
 from adasel_stream.record.known import Items
+from adasel_stream.record.late import LateRows
 from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.placing import place
 from adasel_stream.record.settings import Settings
@@ -24,8 +24,6 @@ from adasel_stream.record.table import Table
 from adasel_stream.record.ticks import Ticks
 
 __all__ = ["Holding"]
-
-_NO_CHANGE: Final = 2**32 - 1
 
 
 class Holding:
@@ -49,7 +47,7 @@ class Holding:
         self._ticks = Ticks(clock)
         self.version = 0
         self._counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
-        self._oldest_change = _NO_CHANGE
+        self._late = LateRows(self.capacity)
         self._joined: list[npt.NDArray[np.uint64]] = []
 
     def __len__(self) -> int:
@@ -157,11 +155,19 @@ class Holding:
                 versions=rows.values["version"].copy(),
             )
 
-    def entries(self, start: int, stop: int, *, since_tick: int = 1) -> Entries:
+    def entries(
+        self,
+        start: int,
+        stop: int,
+        *,
+        since_tick: int = 1,
+        late: npt.NDArray[np.uint8] | None = None,
+    ) -> Entries:
         """Copy the rows of slots in [start, stop) that changed at `since_tick` or later.
 
-        A record that is copied slice by slice while it changes gives each slice as it was at
-        that moment; a row that changes after its slice was copied then has a younger tick.
+        With `late`, as `take_late` gave it, rows of those slots as well. A record that is copied
+        slice by slice while it changes gives each slice as it was at that moment; a row that
+        changes after its slice was copied then has a younger tick, or is late again.
 
         >>> import numpy as np
         >>> from adasel_stream.record import LossRecord
@@ -171,7 +177,7 @@ class Holding:
         [1.5]
         """
         with self.lock:
-            return self._table.entries(start, stop, since_tick)
+            return self._table.entries(start, stop, since_tick, late)
 
     def entries_of(self, keys: npt.NDArray[np.uint64]) -> Entries:
         """Copy the rows of those distinct keys that the record holds, shape (b,).
@@ -209,18 +215,18 @@ class Holding:
         """
         with self.lock:
             check_entries(entries, self._ticks.last)
-            self._note_change(entries.values["tick"])
-            return place(self._table, entries).kept
+            kept = place(self._table, entries).kept
+            self._note_late(entries.keys[entries.values["tick"] < self._late.since])
+            return kept
 
-    def take_oldest_change(self) -> int:
-        """Return the oldest tick before its time that a row was given since the last call.
+    def take_late(self) -> npt.NDArray[np.uint8] | None:
+        """Return the slots that were given ticks from before the last call, see `LateRows.take`.
 
-        A snapshot of what changed since the last one starts there. 2**32 - 1 says that there was
-        none, 0 that the record became another, by `load_state_dict`.
+        None says that all rows are to be copied: it is the first call, or the record became
+        another, by `load_state_dict`.
         """
         with self.lock:
-            oldest, self._oldest_change = self._oldest_change, _NO_CHANGE
-            return oldest
+            return self._late.take(self._ticks.now())
 
     def take_joined(self) -> npt.NDArray[np.uint64]:
         """Return the distinct keys that labels were joined to while `copying`, since the last call.
@@ -236,15 +242,20 @@ class Holding:
         if self.copying:
             self._joined.append(keys)
 
-    def _note_change(self, ticks: npt.NDArray[np.uint32]) -> None:
-        self._oldest_change = min(self._oldest_change, int(ticks.min(initial=_NO_CHANGE)))
+    def _note_late(self, keys: npt.NDArray[np.uint64]) -> None:
+        if len(keys):
+            slots, found = self._table.find(keys)
+            self._late.mark(slots[found])
 
     def _record(
         self, ids: npt.NDArray[np.int64], losses: npt.NDArray[np.float32], stamps: Stamps
     ) -> None:
-        if len(stamps.ticks) != 1 or stamps.ticks[0] < stamps.now:
-            self._note_change(stamps.ticks)
         outcome = self._engine.update(ids, losses, stamps, self._settings.decay)
+        # most often one young tick for all, on the path of every step
+        if len(stamps.ticks) != 1:
+            ids = ids[stamps.ticks < self._late.since]
+        if len(stamps.ticks) != 1 or stamps.ticks[0] < self._late.since:
+            self._note_late(keys_of_ids(ids, self.seed))
         self._counts["rejected"] += outcome.rejected
         self._counts["evicted"] += outcome.evicted
         self._counts["dropped"] += outcome.dropped

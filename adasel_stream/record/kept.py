@@ -175,7 +175,7 @@ class Kept(Holding):
             self._take_position(position)
             self._states.clear()
             self._states.append(dict(self.cursors))
-            self._oldest_change = 0
+            self._late.forget()
 
     def _take_position(self, position: Position) -> None:
         self._counts, self._ticks, self.cursors = position.counts, position.ticks, position.cursors

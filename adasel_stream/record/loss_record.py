@@ -105,8 +105,8 @@ class LossRecord(Kept):
         base and what changed since, and any of them is restored at any capacity and number of
         ranks, the newest losses staying. A damaged file that holds changes ends what is
         restored, with a warning. While a snapshot is written it takes up to 40 bytes of memory
-        for each row of it. Close the record at the end; otherwise that happens when the program
-        ends in peace.
+        for each row of it, and at all times a bit for each slot. Close the record at the end;
+        otherwise that happens when the program ends in peace.
 
         Args:
             path: the record's folder, created if it is not there.

@@ -128,10 +128,28 @@ class Table:
         lines = self._value_lines.take(buckets, axis=0, mode="clip").view(np.uint32)
         return lines[:, _TICK_WORD::4]
 
-    def entries(self, start: int, stop: int, since_tick: int) -> Entries:
-        """Copy the rows of slots in [start, stop) whose tick is at least `since_tick` and 1."""
+    def entries(
+        self,
+        start: int,
+        stop: int,
+        since_tick: int,
+        late: npt.NDArray[np.uint8] | None = None,
+    ) -> Entries:
+        """Copy the rows of slots in [start, stop) whose tick is at least `since_tick` and 1.
+
+        Args:
+            start: a multiple of 8 where there is `late`.
+            stop: may be beyond the end.
+            since_tick: see above.
+            late: slots of which rows are copied in any case, a bit each, see `LateRows`.
+        """
         ticks = self.values["tick"][start:stop]
-        slots = (ticks >= max(since_tick, 1)).nonzero()[0]
+        wanted = ticks >= max(since_tick, 1)
+        if late is not None:
+            bits = late[start // WAYS : -(-stop // WAYS)]
+            wanted |= np.unpackbits(bits, count=len(ticks), bitorder="little").view(np.bool_)
+            wanted &= ticks > 0
+        slots = wanted.nonzero()[0]
         slots += start
         return Entries(self.keys.take(slots), self.read(slots))
 

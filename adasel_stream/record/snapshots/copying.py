@@ -8,6 +8,7 @@ were joined meanwhile are copied once more, at one moment, after the last slice.
 """
 
 import time
+from collections.abc import Callable
 from threading import RLock
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -83,10 +84,21 @@ class Recorded(Rows, Protocol):
         """Continue from what `position` described."""
         ...
 
-    def take_oldest_change(self) -> int:
-        """Return the oldest tick that a row was given since the last call of this.
+    def entries(
+        self,
+        start: int,
+        stop: int,
+        *,
+        since_tick: int = 1,
+        late: npt.NDArray[np.uint8] | None = None,
+    ) -> Entries:
+        """Copy rows that changed at `since_tick` or later, and those of the slots in `late`."""
+        ...
 
-        0 says that the record became another, whose rows take nothing from the old ones.
+    def take_late(self) -> npt.NDArray[np.uint8] | None:
+        """Return the slots that were given older ticks than that of the last call of this.
+
+        None says that the record became another, whose rows take nothing from the old ones.
         """
         ...
 
@@ -100,36 +112,51 @@ class Copy(NamedTuple):
 
     Attributes:
         tick: when the copy began.
-        since_tick: no older row was copied; 0 if the record became another.
+        late: slots that were copied whatever their tick, see `LateRows.take`; None if the record
+            became another and all were.
         position: counts and cursors at the beginning, time at the end.
         rows: of the record.
         pending: of the table of predictions, None if the record has none.
     """
 
     tick: int
-    since_tick: int
+    late: npt.NDArray[np.uint8] | None
     position: dict[str, Any]
     rows: Entries
     pending: Entries | None
 
 
-def copy_record(record: Recorded, since_tick: int) -> Copy:
-    """Copy what changed at `since_tick` or later; the lock is held a millisecond at a time.
+def copy_record(
+    record: Recorded, since_tick: int, late: npt.NDArray[np.uint8] | None = None
+) -> Copy:
+    """Copy what changed since the last copy; the lock is held a millisecond at a time.
 
     Takes 24 bytes of memory for each row that is copied.
 
     Args:
         record: others may use it meanwhile.
-        since_tick: at least 1.
+        since_tick: rows of this tick and younger ones are copied; 0 copies all.
+        late: slots of older rows that copies which came to nothing had; those that changed since
+            the last copy are added.
     """
     with record.lock:
         record.copying = True
         record.take_joined()  # during a copy that failed
         tick, position = record.tick, record.position()
-        since_tick = min(since_tick, record.take_oldest_change())
+        taken = record.take_late()
+    if taken is None:
+        since_tick, late = 0, None
+    else:
+        late = taken if late is None else late | taken
+
+    def changed(start: int, stop: int) -> Entries:
+        return record.entries(start, stop, since_tick=since_tick, late=late)
+
+    table, pending = record.pending, None
     try:
-        pending = None if record.pending is None else _copied(record, record.pending, 1)
-        rows = _copied(record, record, since_tick)
+        if table is not None:
+            pending = _copied(record.lock, table.capacity, table.entries)
+        rows = _copied(record.lock, record.capacity, changed)
     finally:
         with record.lock:
             record.copying = False
@@ -137,13 +164,13 @@ def copy_record(record: Recorded, since_tick: int) -> Copy:
             ticks = record.position()["ticks"]
             joined = record.take_joined()
             losses = record.entries_of(joined)
-            waiting = None if record.pending is None else record.pending.entries_of(joined)
+            waiting = None if table is None else table.entries_of(joined)
     if len(joined) and pending is not None and waiting is not None:
         pending.replace(joined, waiting)
         rows.replace(joined, losses)
     return Copy(
         tick,
-        since_tick,
+        late,
         position | {"ticks": ticks},
         rows.entries(),
         None if pending is None else pending.entries(),
@@ -194,11 +221,11 @@ class _Copied:
         return np.concatenate(places)
 
 
-def _copied(record: Recorded, table: Rows, since_tick: int) -> _Copied:
-    copied = _Copied(table.capacity)
-    for start in range(0, table.capacity, _SLICE_SLOTS):
-        with record.lock:
-            piece = table.entries(start, start + _SLICE_SLOTS, since_tick=since_tick)
+def _copied(lock: RLock, capacity: int, entries: Callable[[int, int], Entries]) -> _Copied:
+    copied = _Copied(capacity)
+    for start in range(0, capacity, _SLICE_SLOTS):
+        with lock:
+            piece = entries(start, start + _SLICE_SLOTS)
         copied.add(piece)
         time.sleep(_PAUSE_S)
     return copied

@@ -12,6 +12,9 @@ import time
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
+
 from adasel_stream.errors import RecordError
 from adasel_stream.ownership import LOCK_NAME, FolderLock
 from adasel_stream.record.snapshots.columns import sorted_groups
@@ -69,6 +72,7 @@ class SnapshotFolder:
         self.layout = self.manifest.layout if self.manifest else 0
         self.broken = False
         self._since_tick = self.manifest.tick if self.manifest else 1
+        self._late: npt.NDArray[np.uint8] | None = None
 
     def save(self, record: Recorded, *, full: bool = False) -> Manifest:
         """Write a snapshot: what changed since the last, or all if there is no base to add to.
@@ -83,20 +87,20 @@ class SnapshotFolder:
         """
         chain = () if full or self.broken or self._chain_is_long() else self._chain()
         try:
-            copy = copy_record(record, self._since_tick if chain else 1)
+            copy = copy_record(record, self._since_tick if chain else 0, self._late)
         except BaseException:
             self.broken = True  # what changed before the copy is not known any more
             raise
-        if copy.since_tick == 0:  # the record became another: files of the old one contradict it
-            chain = ()
-        # until all is durable, a failure must not lose what `take_oldest_change` told once only
-        self._since_tick = min(self._since_tick, copy.since_tick)
+        # until all is durable, a failure must not lose what `take_late` told once only
+        self._late = copy.late
+        if copy.late is None:  # the record became another: files of the old one contradict it
+            chain, self.broken = (), True
         try:
             self.manifest = self._write(record, copy, chain)
         except BaseException:
             self._clean_up()
             raise
-        self.broken, self._since_tick = False, copy.tick
+        self.broken, self._since_tick, self._late = False, copy.tick, None
         remove_unnamed(self.path, self.manifest)
         return self.manifest
 

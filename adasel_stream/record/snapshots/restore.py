@@ -89,7 +89,7 @@ def restore(
             # a tick counts from its own record's beginning
             shift = round(_began_s(snapshot) - min(map(_began_s, snapshots)))
             _Reader(record, snapshot, shards, shift, restored, salvage=salvage).read()
-    record.take_oldest_change()  # what was read is in files already
+    record.take_late()  # what was read is in files already
     own.broken = restored.foreign or restored.damaged_files > 0
     return restored
 
