@@ -3,8 +3,9 @@
 Run `python benchmarks/serving_run.py`; `--rows 0` takes the whole year. Trainer, server and stream
 are those of `adasel-stream demo --losses serving`. Counted are rows through the network, a forward
 pass as one and a backward pass as two; timed are those passes with the optimizer's step, in
-processor time of the training thread. Scoring for the comparison alone is in neither. Target: at
-most 0.25 of full training at rate 0.2, by count and by time.
+processor time of the training thread. Both have the scoring passes of an arm that scores to choose;
+scoring for the comparison alone is in neither. Target: at most 0.25 of full training at rate 0.2,
+by count and by time.
 """
 
 import argparse
@@ -37,10 +38,10 @@ _TARGET = 0.25
 
 
 class Passes:
-    """Counts and times the training passes of an arm, whoever asks for them.
+    """Counts and times the passes that an arm needs, whoever asks for them.
 
     Args:
-        arm: whose learner to watch; rows that its method scores count when it says so.
+        arm: whose learner to watch; its scoring passes count when it says that it needs them.
     """
 
     def __init__(self, arm: Arm) -> None:
@@ -50,6 +51,8 @@ class Passes:
         learner: Any = arm.learner
         learner.losses = self._timed(learner.losses)
         learner.update = self._timed(learner.update)
+        if arm.charges.scores:
+            learner.network.forward = self._scoring(learner.network.forward)
 
     @property
     def count(self) -> float:
@@ -59,14 +62,26 @@ class Passes:
 
     def _timed(self, work: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def timed(given: Inputs | Tensor) -> Any:
-            began_s = time.thread_time()
-            done = work(given)
-            self.seconds += time.thread_time() - began_s
             if isinstance(given, Inputs):
                 self.trained += len(given.late)
-            return done
+            return self._clocked(work, given)
 
         return timed
+
+    def _scoring(self, forward: Callable[[Inputs], Tensor]) -> Callable[[Inputs], Tensor]:
+        def scoring(given: Inputs) -> Tensor:
+            if torch.is_grad_enabled():  # a training pass, which `_timed` times
+                return forward(given)
+            scores: Tensor = self._clocked(forward, given)
+            return scores
+
+        return scoring
+
+    def _clocked(self, work: Callable[[Any], Any], given: Inputs | Tensor) -> Any:
+        began_s = time.thread_time()
+        done = work(given)
+        self.seconds += time.thread_time() - began_s
+        return done
 
 
 class Cost(NamedTuple):
@@ -74,7 +89,7 @@ class Cost(NamedTuple):
 
     Attributes:
         passes: counted.
-        seconds: those of training alone, timed.
+        seconds: those of the same passes, timed.
         thread: everything that its training thread did for it, choosing and look-ups included.
     """
 
