@@ -99,7 +99,8 @@ class LossFeed:
             )
         for name, given in (("clock", clock), ("wall_clock", wall_clock)):
             if not callable(given):
-                raise TypeError(f"{name} must return seconds when called, got {type(given)}")
+                kind = type(given).__name__
+                raise TypeError(f"{name} must return seconds when called, got {kind}")
         self._folder = make_folder(folder)
         self._clock = clock
         self._owner = FolderLock(self._folder, what="serving")
@@ -253,16 +254,16 @@ class LossFeed:
             if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
                 self._start_over()
                 return 0
-            taken = take(self._backlog.loaded, record.cursors, max_rows)
-            if len(taken.rows):
-                try:
+            try:
+                taken = take(self._backlog.loaded, record.cursors, max_rows)
+                if len(taken.rows):
                     self._handover.give(taken.rows, record)
-                except BaseException:
-                    self._start_over()  # the next poll reads it again
-                    raise
-            record.cursors.update(taken.moves)
-            self._seen.update(taken.moves)
-        self._finish(taken, record)
+                record.cursors.update(taken.moves)
+                self._seen.update(taken.moves)
+                self._finish(taken, record)
+            except BaseException:
+                self._start_over()  # the next poll reads again what the cursors ask for
+                raise
         return len(taken.rows)
 
     def _is_disturbed(self, record: ServedRecord, writer: str) -> bool:
@@ -272,11 +273,12 @@ class LossFeed:
     def _finish(self, taken: Taken, record: ServedRecord) -> None:
         """Count what was applied, and let go of segments of which nothing is left."""
         self._counts["segments_missing"] += taken.missing
+        at_once = record.saved_cursors is None
         for _ in range(taken.ended):
             item = self._backlog.loaded.popleft()
             if len(item.rows):
                 self._counts["segments_applied"] += 1
-                if record.saved_cursors is None:
+                if at_once:
                     self._finished.append((item.writer, item.sequence))
 
     def _start_over(self) -> None:
