@@ -225,7 +225,7 @@ def test_import_into_a_damaged_record_is_refused(path: Path, tmp_path: Path, run
     [
         ("id,loss\n1,inf\n", "has a loss that is not finite"),
         ("id,loss\n1,\n", "has a null in column 'loss'"),
-        ("id,other\n1,2\n", "has no column id or none loss"),
+        ("id,other\n1,2\n", "has no column loss; a table of losses has"),
         ("id,loss\nx,2\n", "cannot read"),
     ],
 )

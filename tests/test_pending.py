@@ -286,6 +286,8 @@ def test_damaged_rows_are_refused() -> None:
         (lambda p, y: p[:1], r"loss returned have shape \(1,\), expected \(2,\)"),
         (lambda p, y: p.tolist(), "loss returned must be a floating-point numpy array, got list"),
         (lambda p, y: (p > y).astype(int), "got int64"),
+        (lambda p, y: (p - y).mean(), "one number for 2 labels, expected one loss for each label"),
+        (lambda p, y: float(p[0]), "do not average"),
     ],
 )
 def test_a_wrong_loss_records_nothing(loss: Any, message: str) -> None:

@@ -129,6 +129,7 @@ def test_wrong_batches_are_refused(ids: Any, losses: Any, message: str) -> None:
         ({"seed": -1}, ValueError, r"seed must be in \[0, 18446744073709551615\], got -1"),
         ({"seed": None}, TypeError, "seed must be an integer, got NoneType"),
         ({"clock": 5.0}, TypeError, "clock must return seconds when called, got float"),
+        ({"pending": "x"}, TypeError, r"pending must be PendingLabels\(...\) or None, got str"),
     ],
 )
 def test_wrong_arguments_fail_at_construction(

@@ -256,16 +256,19 @@ def test_another_seed_is_refused(tmp_path: Path) -> None:
     [
         ({"save_every_s": 0}, "save_every_s must be a positive number, got 0"),
         ({"save_every_s": float("nan")}, "save_every_s must be a positive number"),
-        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, 2\), got 2"),
+        ({"save_every_s": "5"}, "save_every_s must be a number, got str"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in \[0, 1\], got 2"),
+        ({"rank": 0.0}, "rank must be an integer, got float"),
+        ({"world_size": True}, "world_size must be an integer, got bool"),
         ({"world_size": 1025}, r"world_size must be in \[1, 1024\], got 1025"),
     ],
 )
 def test_wrong_arguments_are_refused(
-    arguments: dict[str, float], message: str, tmp_path: Path
+    arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     """What can never work is refused before anything is written."""
-    with pytest.raises(ValueError, match=message):
-        LossRecord.open(tmp_path / "r", 100, **arguments)  # type: ignore[arg-type] # that is it
+    with pytest.raises((TypeError, ValueError), match=message):
+        LossRecord.open(tmp_path / "r", 100, **arguments)
     assert not (tmp_path / "r").exists()
 
 
@@ -444,6 +447,19 @@ def test_a_lost_manifest_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match=r"has files but no manifest\.json"):
         LossRecord.open(tmp_path, 100)
     assert len(files_of(tmp_path)) == 1
+
+
+def test_a_damaged_manifest_is_refused_with_advice(tmp_path: Path) -> None:
+    """A record without a manifest that makes sense is not begun anew unasked."""
+    with kept(tmp_path) as record:
+        record.save()
+    damage(rank_folder(tmp_path) / "manifest.json", flip_middle)
+    for world_size in (1, 2):
+        with pytest.raises(
+            RecordError,
+            match=rf"manifest.json' is damaged: .*; restore '{tmp_path}' from a copy, or move it",
+        ):
+            LossRecord.open(tmp_path, 100, world_size=world_size)
 
 
 def test_what_no_snapshot_wrote_is_left(tmp_path: Path) -> None:

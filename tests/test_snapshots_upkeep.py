@@ -238,7 +238,8 @@ def test_an_import_needs_ids_and_losses_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"id": [1]}, "no column id or none loss"),
+        ({"id": [1]}, "has no column loss; a table of losses has columns id"),
+        ({"other": [1]}, "has no column id and no column loss;"),
         ({"id": [1], "loss": [float("nan")]}, "a loss that is not finite|null in column 'loss'"),
         ({"id": [1, None], "loss": [1.0, 2.0]}, "a null in column 'id'"),
         ({"id": [1], "loss": [1.0], "count": [-1]}, "cannot read"),

@@ -42,7 +42,7 @@ class Holding:
         self._settings = settings
         self._table = Table(settings.buckets)
         self._engine = make_engine(engine, self._table, settings.seed)
-        self._pending = pending
+        self._pending = _labels_or_none(pending)
         self._clock = clock
         self._ticks = Ticks(clock)
         self.version = 0
@@ -259,3 +259,9 @@ class Holding:
         self._counts["rejected"] += outcome.rejected
         self._counts["evicted"] += outcome.evicted
         self._counts["dropped"] += outcome.dropped
+
+
+def _labels_or_none(pending: object) -> PendingLabels | None:
+    if pending is None or isinstance(pending, PendingLabels):
+        return pending
+    raise TypeError(f"pending must be PendingLabels(...) or None, got {type(pending).__name__}")

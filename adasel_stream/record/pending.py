@@ -160,6 +160,11 @@ class PendingLabels:
         losses: object = np.empty(0, np.float32)
         if len(slots):
             losses = self._loss(values["last"].copy(), labels[found])
+            if isinstance(losses, (int, float)) or getattr(losses, "shape", None) == ():
+                raise RecordError(
+                    f"what the pending labels' loss returned is one number for {len(slots)} "
+                    "labels, expected one loss for each label: do not average"
+                )
         return Joined(
             found,
             float_rows("what the pending labels' loss returned", losses, len(slots)),

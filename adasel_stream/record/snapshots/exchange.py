@@ -190,8 +190,8 @@ def _columns(batch: Any, name: str) -> _Columns:
             if values.null_count:
                 raise RecordError(f"{name} has a null in column {column!r}; {_WANTED}")
             columns[column] = values.cast(kind).to_numpy(zero_copy_only=False)
-    if not {"id", "loss"} <= columns.keys():
-        raise RecordError(f"{name} has no column id or none loss; {_WANTED}")
+    if missing := [column for column in ("id", "loss") if column not in columns]:
+        raise RecordError(f"{name} has no column {' and no column '.join(missing)}; {_WANTED}")
     if not np.isfinite(columns["loss"]).all():
         raise RecordError(f"{name} has a loss that is not finite; {_WANTED}")
     ones = np.ones(len(columns["id"]), np.uint16)

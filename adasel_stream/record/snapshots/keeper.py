@@ -1,15 +1,18 @@
 """Keep a record in a folder: restored at the beginning, saved in the background."""
 
 import atexit
+import contextlib
 import logging
 import os
 import threading
 import time
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from adasel_stream.errors import RecordError
+from adasel_stream.arguments import number
+from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record.snapshots.copying import Recorded
 from adasel_stream.record.snapshots.counts import SnapshotCounts
 from adasel_stream.record.snapshots.folder import SnapshotFolder
@@ -35,6 +38,7 @@ class SnapshotKeeper:
         salvage: go on from a damaged base with what can be read of it.
 
     Raises:
+        TypeError: if an argument has the wrong type.
         ValueError: if an argument is out of its range.
         RecordError: if the folder has another owner or cannot be restored from.
     """
@@ -49,15 +53,16 @@ class SnapshotKeeper:
         world_size: int = 1,
         salvage: bool = False,
     ) -> None:
-        if not 0 < save_every_s <= threading.TIMEOUT_MAX:
+        if not 0 < number("save_every_s", save_every_s) <= threading.TIMEOUT_MAX:
             raise ValueError(f"save_every_s must be a positive number, got {save_every_s}")
         self._record, self._path = record, Path(path)
-        self._folder = SnapshotFolder(rank_folder(path, rank, world_size), rank, world_size)
-        try:
-            restored = restore(record, self._path, self._folder, salvage=salvage)
-        except BaseException:
-            self._folder.close()
-            raise
+        with _advising(self._path):
+            self._folder = SnapshotFolder(rank_folder(path, rank, world_size), rank, world_size)
+            try:
+                restored = restore(record, self._path, self._folder, salvage=salvage)
+            except BaseException:
+                self._folder.close()
+                raise
         manifest = self._folder.manifest
         self._cursors: Cursors = manifest.cursors if manifest else {}
         self._counts = SnapshotCounts(
@@ -161,6 +166,17 @@ class SnapshotKeeper:
                 self.save()
             except RecordError as error:
                 _log.warning("%s; trying again in %g s", error, self._save_every_s)
+
+
+@contextlib.contextmanager
+def _advising(path: Path) -> Generator[None]:
+    """Say what to do about a damaged manifest; of other files `restore` says it."""
+    try:
+        yield
+    except DamagedSnapshotError as error:
+        raise DamagedSnapshotError(
+            f"{error}; restore {str(path)!r} from a copy, or move it away to begin anew"
+        ) from error
 
 
 class _Forking(threading.local):

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 from typing import Final
 
+from adasel_stream.arguments import whole
 from adasel_stream.record.snapshots.columns import SHARDS
 
 __all__ = [
@@ -36,15 +37,13 @@ def rank_folder(path: str | os.PathLike[str], rank: int, world_size: int) -> Pat
         world_size: number of ranks, in [1, 1024].
 
     Raises:
+        TypeError: if rank or world_size is not an integer.
         ValueError: if rank or world_size is out of its range.
 
     >>> rank_folder("record", 0, 2).name
     'rank-00000-of-00002'
     """
-    if not 1 <= world_size <= SHARDS:
-        raise ValueError(f"world_size must be in [1, {SHARDS}], got {world_size}")
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank must be in [0, {world_size}), got {rank}")
+    whole("rank", rank, 0, whole("world_size", world_size, 1, SHARDS) - 1)
     return Path(path) / f"rank-{rank:05d}-of-{world_size:05d}"
 
 
