@@ -138,6 +138,13 @@ def copy_record(
         since_tick: rows of this tick and younger ones are copied; 0 copies all.
         late: slots of older rows that copies which came to nothing had; those that changed since
             the last copy are added.
+
+    >>> from adasel_stream.record import LossRecord
+    >>> record = LossRecord(capacity=100)
+    >>> record.update(np.array([3]), np.array([0.5]))
+    >>> copy = copy_record(record, since_tick=0)
+    >>> copy.rows.values["last"].tolist(), copy.pending
+    ([0.5], None)
     """
     with record.lock:
         record.copying = True

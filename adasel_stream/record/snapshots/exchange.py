@@ -86,7 +86,7 @@ def export_rows(
 def import_rows(
     record: LossRecord, source: str | os.PathLike[str], progress: Progress = unheard
 ) -> int:
-    """Put a Parquet or CSV file of losses into a record; in each bucket the newest stay.
+    r"""Put a Parquet or CSV file of losses into a record; in each bucket the newest stay.
 
     Args:
         record: opened by `LossRecord.open`, so that it can be saved afterwards. An empty one
@@ -101,6 +101,16 @@ def import_rows(
         ValueError: if the source has another ending.
         RecordError: if the file cannot be read, lacks a column, or holds a null or a loss that
             is not finite.
+
+    >>> import tempfile
+    >>> record = LossRecord(capacity=100, clock=lambda: 0.0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     table = Path(folder, "losses.csv")
+    ...     _ = table.write_text("id,loss,age_s\n7,0.25,60\n")
+    ...     import_rows(record, table)
+    1
+    >>> record.lookup(np.array([7])).age_s.tolist()
+    [60.0]
     """
     rows, oldest_s = 0, 0
     for columns in _batches(source):

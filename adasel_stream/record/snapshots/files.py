@@ -107,6 +107,17 @@ def checked_rows(file: IO[bytes], entry: FileEntry, name: str) -> RowsFile:
 
     Raises:
         DamagedSnapshotError: if it is another file.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from adasel_stream.record.entries import VALUE
+    >>> rows = Entries(np.array([5], np.uint64), np.ones(1, VALUE))
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     entry = write_rows(Path(path), "base", 1, [rows], seed=0)
+    ...     with open_regular(Path(path, entry.name)) as file:
+    ...         groups = checked_rows(file, entry, "example").groups()
+    ...         [group.keys.tolist() for group in groups]
+    [[5]]
     """
     digest = hashlib.sha256()
     size = 0

@@ -68,6 +68,18 @@ def restore(
     Raises:
         RecordError: if a base is damaged, a snapshot has another seed or was written by a newer
             release, or another owner holds a snapshot of another number of ranks.
+
+    >>> import tempfile
+    >>> from adasel_stream.record import LossRecord
+    >>> from adasel_stream.record.snapshots.layout import rank_folder
+    >>> with tempfile.TemporaryDirectory() as path:
+    ...     record = LossRecord.open(path, capacity=100)
+    ...     record.update(np.array([3]), np.array([0.5]))
+    ...     record.close()
+    ...     own = SnapshotFolder(rank_folder(path, 0, 1), rank=0, world_size=1)
+    ...     restore(LossRecord(capacity=200), Path(path), own)
+    ...     own.close()
+    Restored(rows=1, damaged_files=0, foreign=False)
     """
     others = [path for path in all_rank_folders(path) if world_size_of(path) != own.world_size]
     with contextlib.ExitStack() as stack:
