@@ -102,7 +102,9 @@ def test_survey_of_a_full_record_says_at_most(tmp_path: Path) -> None:
     seen = survey(tmp_path)
     assert not seen.exact
     assert seen.entries >= held
-    assert "at most 1,000 in 1,000 slots (100%)" in overview(seen, now_s=0.0)
+    page = overview(seen, now_s=0.0)
+    assert "at most 1,000 in 1,000 slots (100%)\n" in page
+    assert f"files hold {seen.entries:,}; some may be forgotten, having made room" in page
 
 
 def test_record_that_was_never_saved_is_told_as_empty(tmp_path: Path) -> None:

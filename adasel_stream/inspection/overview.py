@@ -51,7 +51,7 @@ def _summary(seen: Survey, now_s: float) -> list[str]:
     rows = [
         ["record", repr(os.fspath(seen.path))],
         ["saved", _saved(seen, now_s)],
-        ["instances", _occupancy(seen)],
+        *_occupancy(seen),
         ["on disk", f"{size_words(seen.disk_bytes)} in {files:,} files"],
         ["in memory", f"{size_words(seen.record_bytes)} while trainers have it open"],
         ["ranks", f"{len(manifests):,} of {first.world_size:,}, layout {first.layout:,}"],
@@ -62,12 +62,15 @@ def _summary(seen: Survey, now_s: float) -> list[str]:
     return aligned(rows, left=2)
 
 
-def _occupancy(seen: Survey) -> str:
+def _occupancy(seen: Survey) -> list[list[str]]:
     held = min(seen.entries, seen.capacity)
     words = f"{held:,} in {seen.capacity:,} slots ({share_words(held, seen.capacity)})"
     if seen.exact:
-        return words
-    return f"at most {words}: of {seen.entries:,} in files some may have made room"
+        return [["instances", words]]
+    return [
+        ["instances", f"at most {words}"],
+        ["", f"files hold {seen.entries:,}; some may be forgotten, having made room for others"],
+    ]
 
 
 def _saved(seen: Survey, now_s: float) -> str:
