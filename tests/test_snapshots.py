@@ -429,11 +429,14 @@ def test_salvage_goes_on_with_sound_row_groups(
         learn(record, np.random.default_rng(0), np.arange(1000))
         record.save()
         expected = content(record)
-    damage(files_of(tmp_path)[0], flip_middle)
+    base = files_of(tmp_path)[0]
+    damage(base, flip_middle)
+    evidence = base.read_bytes()
     with kept(tmp_path, salvage=True) as record:
         saved = content(record)
         assert record.snapshots.damaged_files == 1
         record.save()
+    assert base.with_name(f"{base.name}.damaged").read_bytes() == evidence
     assert saved.items() <= expected.items()
     assert len(saved) == len(expected) - 100
     assert saved_content(tmp_path) == saved
@@ -475,3 +478,18 @@ def test_what_no_snapshot_wrote_is_left(tmp_path: Path) -> None:
         pass
     left = {file.name for file in folder.iterdir()}
     assert left == {*others, "owner.lock", "manifest.json", "base-000000000001.parquet"}
+
+
+def test_a_closed_record_says_that_it_does_not_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once: whoever goes on after `close` would notice at the next start only."""
+    with LossRecord.open(tmp_path, 100) as record:
+        record.update(np.array([1]), np.ones(1))
+    assert not caplog.records
+    for _ in range(2):
+        record.update(np.array([2]), np.ones(1))
+    told = [entry.message for entry in caplog.records if "this record is closed" in entry.message]
+    assert len(told) == 1
+    with LossRecord.open(tmp_path, 100) as again:
+        assert again.ids().tolist() == [1]

@@ -1,8 +1,9 @@
 """A record as a whole: described, restored, and kept in a folder."""
 
+import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from adasel_stream.errors import RecordError
 from adasel_stream.record.holding import Holding
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # see LossRecord.open
 
 __all__ = ["Kept"]
 
+_log: Final = logging.getLogger(__name__)
+
 
 class Kept(Holding):
     """The part of `LossRecord` that outlives its process: see there."""
@@ -35,6 +38,7 @@ class Kept(Holding):
     ) -> None:
         super().__init__(settings, clock, engine, pending)
         self._keeper: SnapshotKeeper | None = None
+        self._closed = False
         # of the two newest states: before the newest is on disk, the other may be needed
         self._states: deque[dict[str, tuple[int, int]]] = deque(maxlen=2)
 
@@ -84,7 +88,23 @@ class Kept(Holding):
             RecordError: if the last snapshot cannot be written; the folder is free all the same.
         """
         if self._keeper is not None:
+            self._closed = True
             self._keeper.close(save=save)
+
+    def __enter__(self) -> Self:
+        """Return the record; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the record."""
+        self.close()
+
+    def _warn_closed(self) -> None:
+        """Say once that what is recorded from now on will be lost."""
+        self._closed = False
+        _log.warning(
+            "this record is closed: what is recorded from now on stays in memory and is not saved"
+        )
 
     def position(self) -> dict[str, Any]:
         """Describe what a record knows apart from its rows: counts, version, time and cursors.

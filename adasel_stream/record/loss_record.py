@@ -175,7 +175,6 @@ class LossRecord(Kept):
         Raises:
             RecordError: if ids and losses do not match or have a wrong type.
 
-        >>> import numpy as np
         >>> record = LossRecord(capacity=100)
         >>> record.update(["a", "b"], np.array([0.5, np.nan]))
         >>> len(record), record.counts["rejected"]
@@ -184,6 +183,8 @@ class LossRecord(Kept):
         rows = int_ids(ids)
         values = float_rows("losses", losses, len(rows))
         versions = self._versions if version is None else versions_of(version, len(rows))
+        if self._closed:
+            self._warn_closed()
         with self.lock:
             now = self._ticks.now()
             stamps = Stamps(now, ticks_of(age_s, len(rows), now), versions)
@@ -200,7 +201,6 @@ class LossRecord(Kept):
         Raises:
             RecordError: if ids have a wrong type.
 
-        >>> import numpy as np
         >>> record = LossRecord(capacity=100)
         >>> record.lookup(np.array([1, 2])).known.tolist(), record.counts["misses"]
         ([False, False], 2)

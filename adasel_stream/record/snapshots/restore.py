@@ -7,6 +7,7 @@ that number has changed: of those a rank reads its range of virtual shards. All 
 
 import contextlib
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -63,7 +64,7 @@ def restore(
         path: the record's folder.
         own: this rank's folder in it.
         salvage: go on from a damaged base with the row groups that can still be read, instead
-            of raising.
+            of raising; the base is kept as `*.damaged`.
 
     Raises:
         RecordError: if a base is damaged, a snapshot has another seed or was written by a newer
@@ -159,6 +160,14 @@ def _began_s(snapshot: Snapshot) -> float:
     return clock["read_s"] - clock["elapsed_s"]
 
 
+def _set_aside(damaged: Path) -> Path:
+    """Give a damaged file a second name, which no snapshot removes."""
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    with contextlib.suppress(OSError):  # a file system without links, or an earlier attempt
+        os.link(damaged, aside)
+    return aside if aside.exists() else damaged
+
+
 class _Reader:
     """Reads one snapshot into a record.
 
@@ -212,9 +221,16 @@ class _Reader:
                     f"{error}; put it back from a copy, or pass salvage=True to go on with what "
                     "can still be read"
                 ) from error
-            _log.warning("%s; going on with what can be read of it", error)
+            before = self._restored.rows
             for group in self._snapshot.readable_groups(entry, self._shards):
                 self._place(table, group)
+            _log.warning(
+                "%s; %d of its %d rows could be read, and it is kept as %r",
+                error,
+                self._restored.rows - before,
+                entry.rows,
+                str(_set_aside(self._snapshot.folder / entry.name)),
+            )
         return True
 
     def _place(self, table: Rows, group: Entries) -> None:
