@@ -13,13 +13,13 @@ from adasel_stream.adaselection import Policy
 from adasel_stream.agreement import FORMAT, check_state, metrics_for
 from adasel_stream.candidates import Candidates
 from adasel_stream.chooser import Chooser
-from adasel_stream.costs import cost_of, tell
+from adasel_stream.costs import Cost, cost_of, tell
 from adasel_stream.decoding import Decoding, decoder_for
 from adasel_stream.emitted import Emissions, Emitted, check_losses, weighted_mean
 from adasel_stream.errors import AdaselError
 from adasel_stream.known import KnownLosses
 from adasel_stream.lookups import lookups_for
-from adasel_stream.methods import DEFAULT_METHODS, gradient_norm, resolve_methods
+from adasel_stream.methods import DEFAULT_METHODS, needs_norms, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
@@ -98,12 +98,7 @@ class SelectingLoader:
         metrics: Metrics | None = None,
     ) -> None:
         rule, named = resolve_policy(policy), resolve_methods(methods)
-        norms = gradient_norm in named.values()
-        if norms and record is not None:
-            raise ValueError(
-                "method 'gradient_norm' needs a forward pass of every row and record= skips it for "
-                "known rows; leave one of them out"
-            )
+        norms = needs_norms(named, recorded=record is not None)
         scorer = scorer_for(score, model, autocast=autocast, last_layer=norms)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
@@ -126,8 +121,9 @@ class SelectingLoader:
             "seed": seed,
             "record": record is not None,
         }
-        self._cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
-        self._told = False
+        self._untold: Cost | None = cost_of(
+            sampling_rate, forward=score is not None, record=record is not None
+        )
         self._emissions = Emissions(weighed=rule.name != "paper" or record is not None)
         self._step_began_s: float | None = None
         self._pass: object = None
@@ -160,7 +156,9 @@ class SelectingLoader:
                 batch cannot be used; rows that were selected before are kept.
         """
         mine = self._pass = object()
-        self._tell_cost()
+        cost, self._untold = self._untold, None
+        if cost is not None:
+            tell(cost, stacklevel=2)
         self._over, self._goes_on = self._over and self._goes_on, False
         if not self._over:
             self._candidates.start()
@@ -260,7 +258,7 @@ class SelectingLoader:
         self._over, self._goes_on = bool(state["over"]), True
         self._pass, self._step_began_s = object(), None
         self._emissions.clear()
-        self._told = True
+        self._untold = None
 
     def close(self) -> None:
         """End the pass under way and close the source; rows that wait are kept."""
@@ -311,8 +309,3 @@ class SelectingLoader:
         if self._step_began_s is not None:
             self.metrics.observe_step(time.perf_counter() - self._step_began_s)
             self._step_began_s = None
-
-    def _tell_cost(self) -> None:
-        if not self._told:
-            self._told = True
-            tell(self._cost, stacklevel=3)

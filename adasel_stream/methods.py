@@ -28,6 +28,7 @@ __all__ = [
     "coresets_1",
     "coresets_2",
     "gradient_norm",
+    "needs_norms",
     "resolve_methods",
     "small_loss",
     "uniform",
@@ -205,6 +206,29 @@ def resolve_methods(
     if len(set(names)) < len(names):
         raise ValueError(f"methods must have different names, got {names}")
     return dict(pairs)
+
+
+def needs_norms(methods: Mapping[str, Method], *, recorded: bool) -> bool:
+    """Say whether methods need a forward pass of every row, for its gradient norms.
+
+    Args:
+        methods: functions by name.
+        recorded: whether a record spares known rows that pass.
+
+    Raises:
+        ValueError: both.
+
+    >>> needs_norms({"big_loss": big_loss}, recorded=True)
+    False
+    """
+    if gradient_norm not in methods.values():
+        return False
+    if recorded:
+        raise ValueError(
+            "method 'gradient_norm' needs a forward pass of every row and record= skips it for "
+            "known rows; leave one of them out"
+        )
+    return True
 
 
 def _checked(name: str, method: Method) -> str:
