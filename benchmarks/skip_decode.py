@@ -15,7 +15,7 @@ Arrow does by default; the target holds for the former.
 Lines that begin with "loader" are the whole way: `SelectingLoader` chooses by a record that knows
 every loss, over a source that decodes everything and over one that defers. There pictures are
 scaled to 96 pixels a side, so that batches can be stacked, and candidates of tables come in
-batches of 1,024.
+batches of 4,096, as sources of cheap rows are best read.
 
 Run: `python benchmarks/skip_decode.py`; with `--parquet-images FOLDER` the pictures are the
 `jpg` column of Parquet files.
@@ -24,6 +24,7 @@ Run: `python benchmarks/skip_decode.py`; with `--parquet-images FOLDER` the pict
 import argparse
 import contextlib
 import io
+import logging
 import random
 import statistics
 import tarfile
@@ -50,6 +51,7 @@ from adasel_stream import Decoding, LossRecord, SelectingLoader
 
 _RATE = 0.1
 _BATCH = 256
+_LARGE_BATCH = 4096
 _SHARDS = 2
 _TAR_TARGET, _PARQUET_TARGET = 6.0, 3.0
 _RECOMMENDED = {"compression": {"y": "snappy", "z": "snappy"}, "use_dictionary": ["y"]}
@@ -253,7 +255,7 @@ def compare_table(title: str, path: Path, *, target: float | None, repeats: int)
 
     compare(title, "x", source, target=target, repeats=repeats)
     if target is not None:
-        large = partial(source, batch_size=4 * _BATCH)
+        large = partial(source, batch_size=_LARGE_BATCH)
         compare_loaders(title, "x", large, target=target, repeats=repeats)
 
 
@@ -266,6 +268,9 @@ def main() -> None:
     parser.add_argument("--parquet-images", type=Path, metavar="FOLDER", help="take pictures there")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("adasel_connectors").setLevel(
+        logging.ERROR
+    )  # the default layout is warned of
     print(
         f"{'candidates/s, one in ten chosen':57s} {'all':>9s} {'chosen':>9s} {'ratio':>6s} target"
     )
