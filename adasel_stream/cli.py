@@ -7,11 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from adasel_stream.demo.job import run
-from adasel_stream.demo.screen import open_screen
-from adasel_stream.demo.settings import Losses, Settings
-from adasel_stream.demo.shards import Format
-from adasel_stream.demo.summary import HEADERS, LEGEND, Summary, row
+from adasel_stream.demo.settings import Format, Losses, Settings
 from adasel_stream.errors import AdaselError
 from adasel_stream.inspection.commands import add_record
 from adasel_stream.report import Tile, render_report, run_sections
@@ -164,26 +160,10 @@ def _demo(chosen: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from error
-    screen = open_screen()
-    try:
-        outcome = run(settings, screen)
-    finally:
-        screen.close()
-    if outcome.summary is not None:
-        _print_result(outcome.summary, settings.out)
-    return outcome.exit_code
+    # here, since it loads torch, which no other command needs
+    from adasel_stream.demo.command import run_demo
 
-
-def _print_result(summary: Summary, out: Path) -> None:
-    rows = [HEADERS, *(row(summary, name) for name in summary.figures)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    print()
-    for cells in rows:
-        numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        print("  ".join([cells[0].ljust(widths[0]), *numbers]))
-    logs = ", ".join(f"{name}.jsonl" for name in summary.figures)
-    print(f"\n{LEGEND}\n\n{summary.verdict}\n{summary.cost}\n\nreport:   {out / 'report.html'}")
-    print(f"numbers:  {out / 'summary.json'}\nrun logs: {logs}, all in {out}")
+    return run_demo(settings)
 
 
 def _report(chosen: argparse.Namespace) -> int:

@@ -5,12 +5,15 @@ A key's top 10 bits name one of 1,024 virtual shards, the next 32 its bucket wit
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ids_of_keys", "instance_ids", "keys_of_ids", "keys_of_strings"]
+__all__ = ["Ids", "ids_of_keys", "instance_ids", "keys_of_ids", "keys_of_strings"]
+
+Ids: TypeAlias = npt.NDArray[np.int64] | list[str]
+"""Stable names of instances, one a row: int64, shape (b,), or b strings."""
 
 _SHIFT: Final = 33
 _FACTORS: Final = (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adasel_stream.keys import Ids
 from adasel_stream.ranking import ascending, average_ranks
 
 __all__ = [
@@ -41,9 +40,6 @@ or a list with b rows."""
 
 Sample: TypeAlias = Any
 """One row of a batch: the batch's structure with one row's value in place of each leaf."""
-
-Ids: TypeAlias = npt.NDArray[np.int64] | list[str]
-"""Stable names of instances, one a row: int64, shape (b,), or b strings."""
 
 
 @dataclass(frozen=True, slots=True)

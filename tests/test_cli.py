@@ -1,5 +1,7 @@
 """The command's arguments, and reports of run logs."""
 
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -100,3 +102,13 @@ def test_help_of_the_demo_has_its_defaults(capsys: pytest.CaptureFixture[str]) -
         "0 takes a free one (default: 9400)",
     ):
         assert words in told
+
+
+def test_looking_into_a_record_loads_no_torch() -> None:
+    """Whoever is on call looks at a record from any machine, and at once."""
+    code = (
+        "import sys; from adasel_stream.cli import main; from adasel_stream import LossRecord; "
+        "print(sorted({'torch', 'prometheus_client', 'numba'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

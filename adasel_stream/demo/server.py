@@ -20,7 +20,8 @@ import torch
 from adasel_stream.checkpoint import load_checkpoint
 from adasel_stream.demo.flights import stream_seconds
 from adasel_stream.demo.model import DelayNet, inputs, losses_of
-from adasel_stream.demo.shards import Format, open_shards
+from adasel_stream.demo.settings import Format
+from adasel_stream.demo.shards import open_shards
 from adasel_stream.errors import AdaselError
 from adasel_stream.serving import LossWriter
 from adasel_stream.types import Batch

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from adasel_stream.checkpoint import save_checkpoint
-from adasel_stream.demo.shards import Format, Prepared
+from adasel_stream.demo.settings import Format
+from adasel_stream.demo.shards import Prepared
 from adasel_stream.errors import AdaselError, ShardError
 
 __all__ = ["Serving"]

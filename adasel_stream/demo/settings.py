@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from adasel_stream.demo.shards import Format
+__all__ = ["Format", "Losses", "Settings"]
 
-__all__ = ["Losses", "Settings"]
+Format: TypeAlias = Literal["parquet", "tar"]
+"""Kind of shard that a run reads."""
 
 Losses: TypeAlias = Literal["scoring", "serving"]
 """Where AdaSelection's losses come from; with "serving", scoring is shown beside it."""

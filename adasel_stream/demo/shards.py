@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq  # type: ignore[import-untyped]  # pyarrow ships no types
@@ -15,12 +15,10 @@ from adasel_connectors.manifest import read_manifest, write_manifest
 from adasel_connectors.parquet import ParquetSource
 from adasel_connectors.tar import TarSource
 from adasel_stream.demo.flights import CODES, FLAGS, LABEL, NUMBERS, Flights, read
+from adasel_stream.demo.settings import Format
 from adasel_stream.demo.ustar import write_rows
 
-__all__ = ["COLUMNS", "Format", "Prepared", "open_shards", "prepare"]
-
-Format: TypeAlias = Literal["parquet", "tar"]
-"""Kind of shard that a run reads."""
+__all__ = ["COLUMNS", "Prepared", "open_shards", "prepare"]
 
 COLUMNS = (*CODES, *NUMBERS, *FLAGS, LABEL)
 """Columns of the Parquet shards; the members of the tar shards hold the same, in this order."""

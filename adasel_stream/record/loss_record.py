@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.keys import keys_of_ids
+from adasel_stream.keys import Ids, keys_of_ids
 from adasel_stream.record.engine import Stamps, Window
 from adasel_stream.record.inputs import float_rows, int_ids, ticks_of, versions_of
 from adasel_stream.record.kept import Kept
 from adasel_stream.record.known import Known
 from adasel_stream.record.pending import PendingLabels
 from adasel_stream.record.settings import check_settings
-from adasel_stream.types import Ids
 
 __all__ = ["LossRecord"]
 
