@@ -106,6 +106,7 @@ class KnownLosses:
         self._known: Gathering | None = None
         self._unknown: Gathering | None = None
         self._strangers = 0
+        self._largest = 0
 
     @property
     def gathering(self) -> bool:
@@ -123,6 +124,7 @@ class KnownLosses:
         if self.lookups is None or ids is None:
             self._whole.append(_Group(leaves, None, None, True, batch))
             return
+        self._largest = max(self._largest, len(ids))
         recorded = self.lookups.find(ids)
         known = ~np.isnan(recorded[:, 0])
         if self._score is None or known.all() or not known.any():
@@ -154,6 +156,7 @@ class KnownLosses:
         gatherings = {"known": self._known, "unknown": self._unknown}
         return {
             "lookups": None if self.lookups is None else self.lookups.state_dict(),
+            "largest": self._largest,
             "gathered": {n: None if b is None else b.state_dict() for n, b in gatherings.items()},
         }
 
@@ -166,6 +169,7 @@ class KnownLosses:
         if self.lookups is not None and state["lookups"] is not None:
             self.lookups.load_state_dict(state["lookups"])
         self._whole.clear()
+        self._largest = int(state["largest"])
         self._known, self._unknown = (
             None
             if state["gathered"][name] is None
@@ -175,7 +179,8 @@ class KnownLosses:
 
     def _gather(self, mixed: Gathered, known: npt.NDArray[np.bool_]) -> None:
         if self._known is None or self._unknown is None:
-            self._known, self._unknown = Gathering(len(known)), Gathering(len(known))
+            # not of this batch, which may be the short one at the end of a pass
+            self._known, self._unknown = Gathering(self._largest), Gathering(self._largest)
         self._known.push(mixed, known.nonzero()[0])
         self._unknown.push(mixed, (~known).nonzero()[0])
 

@@ -86,6 +86,19 @@ def test_rows_gather_until_a_whole_batch_of_their_kind_is_there() -> None:
     assert sizes == [6, 6]
 
 
+def test_a_short_batch_does_not_make_small_ones_for_ever() -> None:
+    """Rows gather to the largest candidate batch so far, also after a resume."""
+    record = LossRecord(capacity=1000, clock=lambda: 0.0)
+    record.update(np.arange(0, 100, 2), np.ones(50))
+    first = known_by(Counted(), record)
+    assert len(judge(first, rows(200, 16))) == 1
+    known = known_by(Counted(), record)
+    known.load_state_dict(first.state_dict(), None)
+    assert judge(known, rows(0, 3)) == []
+    sizes = [len(one.fresh) for start in range(10, 60, 10) for one in judge(known, rows(start, 10))]
+    assert sizes == [16, 16]
+
+
 def test_what_gathered_comes_when_nothing_more_will() -> None:
     """At the end of a pass no row stays behind, whichever kind it is of."""
     record = LossRecord(capacity=100)
