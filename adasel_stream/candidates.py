@@ -52,6 +52,7 @@ class Candidates:
         self._seal: int | None = None
         self._broken_at: dict[str, Any] | None = None
         self._held: tuple[Batch, dict[str, Any]] | None = None
+        self._stopped_at: dict[str, Any] | None = None
 
     def start(self) -> None:
         """Begin a pass, or go on with the one that was loaded or that the source broke off.
@@ -72,6 +73,7 @@ class Candidates:
             self._taken = 0
         self._goes_on = False
         self.stop()
+        self._stopped_at = None
         self._iterator = self._asking(lambda: iter(self._source))
         again, self._again = self._again, 0
         if again:
@@ -102,12 +104,16 @@ class Candidates:
 
     def stop(self) -> None:
         """Let go of the source's iterator: the pass is over or given up."""
+        if self._held is not None:  # the source is past a batch that nobody took
+            self._stopped_at = self._held[1]
         self._iterator, self._held = None, None
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the position after the last batch taken."""
         if self._held is not None:
             return self._held[1]
+        if self._stopped_at is not None:
+            return self._stopped_at
         state: dict[str, Any] = {"taken": self._taken}
         if self._replay and self._taken:
             state["seal"] = self._seal
@@ -129,7 +135,7 @@ class Candidates:
         self.stop()
         self._taken, self._goes_on = int(state["taken"]), True
         self._seal = state.get("seal")
-        self._ended, self._broken_at = False, None
+        self._ended, self._broken_at, self._stopped_at = False, None, None
 
     def check(self, state: dict[str, Any]) -> None:
         """Make sure that the source can go on from `state`, without moving it.

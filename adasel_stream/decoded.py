@@ -136,7 +136,8 @@ class DecodedRows:
         for piece, rows in self._good + pending:
             if rows:
                 held.push(piece.leaves | piece.remembered, torch.tensor(rows))
-        return {"batch_size": self.batch_size, "held": held.state_dict()}
+        kind = self._decoder.kind
+        return {"batch_size": self.batch_size, "kind": kind, "held": held.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Wait with the rows of `state`; `begin` decodes them.
@@ -147,6 +148,7 @@ class DecodedRows:
         check_batch_size(state["batch_size"], self.batch_size)
         held = Buffer(state["held"]["batch_size"])
         held.load_state_dict(state["held"])
+        self._decoder.kind = state["kind"]
         self._kinds = Buffer(self.batch_size)
         self._pieces, self._good, self._good_rows = deque(), [], 0
         self._restored = held.pop() or held.rest()

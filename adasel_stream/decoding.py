@@ -124,6 +124,7 @@ class Decoder:
 
     Attributes:
         ahead: batches that are decoded beyond the one that comes next.
+        kind: what samples are, as `kind_of` describes it; None before the first.
         piece_rows: rows that `begin` is best given, or None for all there are.
     """
 
@@ -144,7 +145,7 @@ class Decoder:
         self._counts = counts
         self._failed_in_a_row = 0
         self._last_error: Exception | None = None
-        self._kind: Any = None
+        self.kind: str | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def begin(self, leaves: Leaves, template: Batch) -> "Future[Decoded]":
@@ -244,12 +245,12 @@ class Decoder:
         if self._function is None:
             return None
         kind = kind_of(decoded.columns[_SAMPLES][row])
-        if self._kind is None:
-            self._kind = kind
-        if kind == self._kind:
+        if self.kind is None:
+            self.kind = kind
+        if kind == self.kind:
             return None
         return BatchError(
-            f"decode gave {kind}, before it had given {self._kind}; give every sample the same "
+            f"decode gave {kind}, before it had given {self.kind}; give every sample the same "
             "structure, shapes and dtypes"
         )
 

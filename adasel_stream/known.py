@@ -222,6 +222,7 @@ class KnownLosses:
         decoded: Leaves | None = None
         if self._decoder is not None:
             group, decoded = _decoded(group, template, self._decoder)
+            self.in_hand = row_count(group.leaves)  # the others are counted by the decoder
             if not row_count(group.leaves):
                 return None
             batch = self._decoder.built(decoded, template)

@@ -1,5 +1,6 @@
 """`SelectingLoader`: between a stream of candidate batches and its trainer."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -30,6 +31,8 @@ from adasel_stream.serving import LossFeed
 from adasel_stream.types import Batch, Ids, Method, Sample
 
 __all__ = ["SelectingLoader"]
+
+_log = logging.getLogger(__name__)
 
 
 class SelectingLoader:
@@ -285,6 +288,12 @@ class SelectingLoader:
                 self._over = not self._offer()
             elif (emitted := self._selector.pop()) is not None:
                 return emitted
+        if self._selector.stuck:
+            _log.warning(
+                "this pass was over when its state was saved, and batches of a type of your own "
+                "cannot be built before the next candidates show how: its last rows come at the "
+                "beginning of the next pass"
+            )
         self._selector.finish()
         emitted = self._selector.pop()
         if emitted is None and self._decoder is not None:

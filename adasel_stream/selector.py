@@ -57,7 +57,8 @@ class Selector:
         self._chooser = chooser
         self._device = device
         self._decoder = decoder
-        self._rows = None if batch_size is None else self._rows_of(batch_size)
+        self._batch_size = batch_size
+        self._rows = self._empty_rows(batch_size)
         self._metrics = metrics
         self._template: Batch = None
         self._late = Late()
@@ -72,6 +73,11 @@ class Selector:
     def knows_structure(self) -> bool:
         """Whether batches can be built; not after a resume while their types are the user's own."""
         return self._template is not None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether rows wait that cannot be emitted, as nobody knows the structure of batches."""
+        return not self.knows_structure and self._rows is not None and len(self._rows) > 0
 
     def learn_structure(self, batch: Batch) -> None:
         """Remember the structure of candidate batches, none of their rows."""
@@ -171,9 +177,10 @@ class Selector:
             RecordError: the state is of another record.
         """
         self.drain()
-        rows = self._rows
+        rows = self._empty_rows(self._batch_size)  # what waits here is not of the state
         if state["rows"] is not None:
-            rows = self._rows_of(state["rows"]["batch_size"] if rows is None else rows.batch_size)
+            if rows is None:
+                rows = self._rows_of(state["rows"]["batch_size"])
             if isinstance(rows, DecodedRows):
                 rows.load_state_dict(state["rows"])
             else:
@@ -193,6 +200,9 @@ class Selector:
             return batch, leaves
         leaves = place(leaves, self._device)
         return trees.rebuild(batch, leaves), leaves
+
+    def _empty_rows(self, batch_size: int | None) -> Buffer | DecodedRows | None:
+        return None if batch_size is None else self._rows_of(batch_size)
 
     def _rows_of(self, batch_size: int) -> Buffer | DecodedRows:
         if self._decoder is None:
@@ -230,6 +240,7 @@ class Selector:
             return self._known.judge(self._template, rest=rest)
         except Exception:  # whatever a score raises: its rows are gone with it
             self._metrics.samples_dropped["score_error"] += self._known.in_hand
+            self._count_decoded()
             raise
 
     def _choose(self, judged: Judged) -> None:

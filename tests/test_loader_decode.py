@@ -288,6 +288,56 @@ def test_samples_of_another_shape_are_counted_and_replaced() -> None:
     assert loader.metrics.decode_rows["failed"] == 1
 
 
+def test_what_a_sample_must_be_is_part_of_the_state() -> None:
+    """After a resume an odd row that comes first does not set the shape of all others."""
+
+    def decode(sample: Rows) -> Rows:
+        number = int(sample["id"])
+        return {"id": number, "x": torch.zeros(3 if 8 <= number < 16 else 2)}
+
+    def make() -> SelectingLoader:
+        return loader_of(
+            Stream((8, 8, 8, 8)),
+            Decoding(decode, workers=0, ahead=0),
+            sampling_rate=0.9,
+            batch_size=8,
+        )
+
+    first = make()
+    iterator = iter(first)
+    next(iterator)
+    state = first.state_dict()
+    want = [batch["id"].tolist() for batch in iterator]
+    second = make()
+    second.load_state_dict(state)
+    assert [batch["id"].tolist() for batch in second] == want
+
+
+def test_rows_that_fail_before_their_score_raises_count_once() -> None:
+    """As failed to decode, not as lost to the score as well."""
+
+    def decode(sample: Rows) -> Rows:
+        if int(sample["id"]) % 4 == 0:
+            raise ValueError("no picture")
+        return sample
+
+    def score(batch: Rows) -> Tensor:
+        if int(batch["id"].min()) >= 8:
+            raise RuntimeError("no memory")
+        losses: Tensor = batch["loss"]
+        return losses
+
+    loader = SelectingLoader(Stream((8, 8)), score=score, sampling_rate=0.5, decode=decode)
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(loader)
+    dropped = loader.metrics.samples_dropped
+    assert (loader.metrics.samples_seen, dropped["decode_error"], dropped["score_error"]) == (
+        6,
+        4,
+        6,
+    )
+
+
 def test_samples_that_cannot_be_stacked_are_refused() -> None:
     """The message says what decode must give, and nothing that waits is lost."""
     loader = loader_of(batches(), lambda _: object())

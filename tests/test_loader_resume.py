@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -198,3 +199,78 @@ def test_the_streams_of_these_tests_are_what_they_say() -> None:
     assert [len(batch["id"]) for batch in source] == list(SIZES)
     assert next(iter(source))["id"][0] == sum(SIZES)
     assert torch.equal(rows(3, 2)["x"], rows(0, 9)["x"][3:5])
+
+
+def test_a_state_from_the_beginning_leaves_nothing_waiting() -> None:
+    """A used loader that begins anew has no row of its earlier life in its first batch."""
+
+    def make() -> SelectingLoader:
+        return SelectingLoader(Stream((16,) * 6), score=loss, sampling_rate=0.3)
+
+    want = [batch["id"].tolist() for batch in make()]
+    loader = make()
+    beginning = loader.state_dict()
+    next(iter(loader))
+    loader.load_state_dict(beginning)
+    assert [batch["id"].tolist() for batch in loader] == want
+
+
+class Typed(Stream):
+    """Batches of the user's own type."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give named tuples."""
+        for batch in super().__iter__():
+            yield Pair(batch["id"], batch["loss"])
+
+
+def typed_loader(passes: int) -> SelectingLoader:
+    """Train on everything in batches of four."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return SelectingLoader(
+            Typed((16,) * passes), score=lambda b: b[1], sampling_rate=0.6, batch_size=4
+        )
+
+
+def test_a_batch_that_was_only_looked_at_is_not_lost() -> None:
+    """A pass that is broken off after a resume is gone on with where it was."""
+    first = typed_loader(6)
+    iterator = iter(first)
+    next(iterator)
+    state = first.state_dict()
+    want = [batch[0].tolist() for batch in iterator]
+    second, third = typed_loader(6), typed_loader(6)
+    second.load_state_dict(state)
+    got = [next(iter(second))[0].tolist()]
+    third.load_state_dict(second.state_dict())
+    got += [batch[0].tolist() for batch in third]
+    assert got == want
+
+
+def test_rows_of_a_pass_that_was_over_come_with_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    """Where their type can only be learnt from candidates; and it is said."""
+
+    def gathered() -> SelectingLoader:
+        record = LossRecord(100, clock=lambda: 0.0)
+        record.update(np.arange(0, 200, 2), np.ones(100))
+        return SelectingLoader(
+            Typed((16,) * 2),
+            score=lambda b: b[1],
+            record=record,
+            ids=lambda b: b[0],
+            sampling_rate=0.5,
+            batch_size=2,
+        )
+
+    first = gathered()
+    states = [first.state_dict() for _ in first]
+    over = [state for state in states if state["over"]]
+    second = gathered()
+    second.load_state_dict(over[0])
+    waiting = second.state_dict()["selector"]["rows"]
+    rest = list(second)
+    assert waiting is not None
+    assert rest == []
+    assert "come at the beginning of the next pass" in caplog.text
+    assert list(second)
