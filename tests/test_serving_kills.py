@@ -35,11 +35,11 @@ def test_kills_lose_no_segment_and_repeat_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.verify
-def test_six_hundred_kills_lose_no_segment_and_repeat_none(tmp_path: Path) -> None:
-    """Six hundred, half of them of the trainer, many of them in the middle of something."""
-    counts = kill_servers_and_trainers(tmp_path, 600)
-    assert counts["trainers_killed"] > 200
-    assert counts["servers_killed"] > 200
+def test_twelve_hundred_kills_lose_no_segment_and_repeat_none(tmp_path: Path) -> None:
+    """Half of them of the trainer, many of them in the middle of something."""
+    counts = kill_servers_and_trainers(tmp_path, 1_200)
+    assert counts["trainers_killed"] >= 500
+    assert counts["servers_killed"] >= 500
     assert counts["killed_while_writing"] > 0
     assert counts["segments_left"] > 1_000
 
