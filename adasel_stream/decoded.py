@@ -82,6 +82,7 @@ class DecodedRows:
         leaves: Leaves,
         indices: Tensor,
         remembered: Leaves,
+        void: Tensor | None = None,
         decoded: Leaves | None = None,
     ) -> None:
         """Begin to decode rows; `begin` was called before.
@@ -91,9 +92,13 @@ class DecodedRows:
                 remembered.
             indices: which rows, in the order they are to leave, shape (n,), int64.
             remembered: what is remembered of each of these rows, n rows each.
+            void: which of these no row fills, and so are left out, shape (n,), bool, or None.
             decoded: the candidates decoded already, b rows each, or None.
         """
         where = indices.cpu()
+        if void is not None:
+            filled = (~void).cpu().nonzero()[:, 0]
+            where, remembered = where[filled], chosen_rows(remembered, filled)
         count = where.shape[0]
         step = self._decoder.piece_rows or max(1, count)
         for at in range(0, count, step):

@@ -157,6 +157,7 @@ class SelectingLoader:
             AdaselError: a newer pass has begun, or another state was loaded meanwhile.
             SourceError, BatchError, ScoreError, MethodError: the source failed, or a candidate
                 batch cannot be used; rows that were selected before are kept.
+            DecodeError: nothing that was chosen can be decoded.
         """
         mine = self._pass = object()
         cost, self._untold = self._untold, None

@@ -42,13 +42,8 @@ class Reporting:
 
     def report(self, judged: Judged, chosen: Selection | None) -> None:
         """Send the numbers to the metrics and the record, to arrive when they may."""
-        metrics, losses, fresh, ids = (
-            self._metrics,
-            judged.scored.losses,
-            judged.fresh,
-            judged.ids,
-        )
-        lookups = self._lookups
+        metrics, lookups, losses = self._metrics, self._lookups, judged.scored.losses
+        fresh, ids = judged.fresh, judged.ids
         told = None if judged.guessed is None else ~judged.guessed  # a guess is nobody's loss
 
         def arrive(seen: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> None:

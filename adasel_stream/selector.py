@@ -77,7 +77,7 @@ class Selector:
     @property
     def stuck(self) -> bool:
         """Whether rows wait that cannot be emitted, as nobody knows the structure of batches."""
-        return not self.knows_structure and self._rows is not None and len(self._rows) > 0
+        return not self.knows_structure and (bool(self._rows) or self._known.gathering)
 
     def learn_structure(self, batch: Batch) -> None:
         """Remember the structure of candidate batches, none of their rows."""
@@ -265,12 +265,12 @@ class Selector:
             "inclusions": chosen.inclusions,
             "importances": chosen.importances,
         }
-        if isinstance(self._rows, DecodedRows):
-            self._rows.push(leaves, chosen.indices, remembered, judged.decoded)
-            return
-        assert self._rows is not None, "the first batch made it"
         # on a CPU no more rows were asked for than may be chosen
         void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
+        if isinstance(self._rows, DecodedRows):
+            self._rows.push(leaves, chosen.indices, remembered, void, judged.decoded)
+            return
+        assert self._rows is not None, "the first batch made it"
         self._rows.push(leaves, chosen.indices, remembered, void)
 
     def _count_decoded(self) -> None:

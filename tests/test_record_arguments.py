@@ -146,3 +146,9 @@ def test_a_version_that_is_no_integer_is_refused() -> None:
     with pytest.raises(TypeError):
         record.update(ints(1), floats(1), version=1.5)  # type: ignore[arg-type]  # on purpose
     assert len(record) == 0
+
+
+def test_a_version_that_is_no_integer_is_named() -> None:
+    """The message says which argument it was."""
+    with pytest.raises(TypeError, match=r"version must be an integer, .* got float"):
+        LossRecord(100).update(ints(1), floats(1), version=1.5)  # type: ignore[arg-type]

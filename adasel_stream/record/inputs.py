@@ -95,7 +95,12 @@ def versions_of(version: object, rows: int) -> npt.NDArray[np.uint16]:
     [3]
     """
     if not isinstance(version, np.ndarray) or version.ndim == 0:
-        return np.array([index(cast("SupportsIndex", version)) % _VERSIONS], np.uint16)
+        try:
+            return np.array([index(cast("SupportsIndex", version)) % _VERSIONS], np.uint16)
+        except TypeError:
+            raise TypeError(
+                f"version must be an integer, or one for each row, got {type(version).__name__}"
+            ) from None
     if version.dtype.kind not in "iu" or version.shape != (rows,):
         raise RecordError(
             f"version must be an integer or integers of shape ({rows},), "

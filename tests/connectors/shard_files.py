@@ -33,6 +33,13 @@ def write_tar(path: Path, samples: Iterable[Sample], *, format: int = tarfile.PA
     return path
 
 
+def write_three_tars(folder: Path) -> Path:
+    """Write shards of 10, 0 and 13 samples, numbered through."""
+    for name, count, first in (("a", 10, 0), ("b", 0, 10), ("c", 13, 10)):
+        write_tar(folder / f"{name}.tar", make_samples(count, first=first))
+    return folder
+
+
 def add_member(shard: tarfile.TarFile, name: str, content: bytes, **fields: Any) -> None:
     """Add one file; `fields` are attributes of its TarInfo."""
     member = tarfile.TarInfo(name)

@@ -25,6 +25,7 @@ from tests.connectors.shard_files import (
     plain,
     rows,
     write_tar,
+    write_three_tars,
 )
 
 EXTENSIONS = ("jpg", "cls")
@@ -33,10 +34,7 @@ EXTENSIONS = ("jpg", "cls")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Three shards of 10, 0 and 13 samples."""
-    write_tar(tmp_path / "a.tar", make_samples(10))
-    write_tar(tmp_path / "b.tar", [])
-    write_tar(tmp_path / "c.tar", make_samples(13, first=10))
-    return tmp_path
+    return write_three_tars(tmp_path)
 
 
 def later(paths: Path, **options: Any) -> TarSource:

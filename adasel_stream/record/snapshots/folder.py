@@ -62,7 +62,10 @@ class SnapshotFolder:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise RecordError(f"cannot create {str(folder)!r}: {error.strerror}") from error
+            raise RecordError(
+                f"cannot create {str(folder)!r}: {error.strerror}; name a folder for the record, "
+                "or a path where one can be made"
+            ) from error
         self.lock = FolderLock(folder)
         try:
             self.manifest = self._current()
