@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from adasel_stream.serving import LossFeed
+from tests.serving_feeds import NOW_S, Clock
+
 if TYPE_CHECKING:  # tests without the demo shall not load it
     from adasel_stream.demo.shards import Prepared
     from tests.demo_command import Ended
@@ -27,3 +30,15 @@ def undisturbed(
 
     out = tmp_path_factory.mktemp("undisturbed")
     return run(*demo(prepared, out)), out
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Make a clock."""
+    return Clock()
+
+
+@pytest.fixture
+def feed(tmp_path: Path, clock: Clock) -> LossFeed:
+    """Make a feed of the test's folder that looks into it every second."""
+    return LossFeed(tmp_path, poll_every_s=1.0, clock=clock, wall_clock=lambda: NOW_S)
