@@ -266,3 +266,11 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
         export_rows(tmp_path, tmp_path / "t.txt")
     with pytest.raises(ValueError, match=r"ends in \.parquet or \.csv, got ''"):
         import_rows(LossRecord(100, engine="numpy"), tmp_path / "t")
+
+
+def test_a_record_that_was_never_saved_exports_as_empty(tmp_path: Path) -> None:
+    """Its owner was killed before the first snapshot, when only the manifest was there."""
+    record = LossRecord.open(tmp_path / "record", 100)
+    record.update(ints(1), floats(1))
+    record.close(save=False)
+    assert export_rows(tmp_path / "record", tmp_path / "out.csv") == 0

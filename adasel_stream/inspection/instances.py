@@ -6,11 +6,11 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.inspection.opening import last_tick, opened, rows_of
+from adasel_stream.inspection.opening import opened, rows_of
 from adasel_stream.keys import ids_of_keys, keys_of_ids
 from adasel_stream.record.entries import Entries
 from adasel_stream.record.snapshots.columns import shards_of
-from adasel_stream.record.snapshots.manifest import Manifest
+from adasel_stream.record.snapshots.manifest import Manifest, last_tick
 from adasel_stream.record.snapshots.reading import merged
 from adasel_stream.record.snapshots.upkeep import Progress, unheard
 

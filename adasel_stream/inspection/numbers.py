@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 
 from adasel_stream.inspection.histograms import cells, loss_bounds
-from adasel_stream.inspection.opening import last_tick
 from adasel_stream.inspection.sketch import Sketch
 from adasel_stream.inspection.survey import SHARES, Survey
 from adasel_stream.record.evicted import EVICTED_AGE_BOUNDS_S, read_ages
+from adasel_stream.record.snapshots.manifest import last_tick
 
 __all__ = ["numbers"]
 
@@ -47,10 +47,10 @@ def numbers(seen: Survey, now_s: float) -> dict[str, Any]:
             for kind in _KINDS
         },
         "losses": {"last": _histogram(seen.last), "ema": _histogram(seen.ema)},
-        "age_s": {"bounds": EVICTED_AGE_BOUNDS_S, "counts": seen.ages[:-1].tolist()},
+        "age_s": {"bounds": EVICTED_AGE_BOUNDS_S, "counts": read_ages(seen.ages).counts.tolist()},
         "evicted_age_s": {
             "bounds": EVICTED_AGE_BOUNDS_S,
-            "counts": seen.evicted[:-1].tolist(),
+            "counts": read_ages(seen.evicted).counts.tolist(),
             "sum": read_ages(seen.evicted).sum_s,
         },
         "versions": {

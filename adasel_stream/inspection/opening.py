@@ -8,15 +8,12 @@ from pathlib import Path
 
 from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record.snapshots.layout import MANIFEST_NAME, world_size_of
-from adasel_stream.record.snapshots.manifest import Manifest
 from adasel_stream.record.snapshots.reading import Snapshot
 from adasel_stream.record.snapshots.upkeep import folders_of
-from adasel_stream.record.ticks import Ticks
 
 __all__ = [
     "check_folder",
     "check_record",
-    "last_tick",
     "lost_manifests",
     "opened",
     "rows_of",
@@ -85,16 +82,3 @@ def opened(path: Path) -> Generator[list[Snapshot], None, None]:
 def rows_of(snapshots: list[Snapshot]) -> int:
     """Return how many rows the files of snapshots have, a key counted once for each file."""
     return sum(file.rows for snapshot in snapshots for file in snapshot.manifest.rows)
-
-
-def last_tick(manifest: Manifest) -> int:
-    """Return the record's time when it was saved, the tick from which ages are counted.
-
-    Raises:
-        RecordError: if the manifest has no time.
-    """
-    if not manifest.generation:
-        return 1  # nothing was saved yet
-    ticks = Ticks(lambda: 0.0)
-    ticks.load_state_dict(manifest.position.get("ticks", {}))
-    return ticks.last

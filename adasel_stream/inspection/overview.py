@@ -7,7 +7,6 @@ from typing import Final
 import numpy as np
 
 from adasel_stream.inspection.histograms import age_lines, loss_bounds, loss_lines
-from adasel_stream.inspection.opening import last_tick
 from adasel_stream.inspection.survey import SHARES, Survey
 from adasel_stream.inspection.wording import (
     age_words,
@@ -17,6 +16,8 @@ from adasel_stream.inspection.wording import (
     shown,
     size_words,
 )
+from adasel_stream.record.evicted import read_ages
+from adasel_stream.record.snapshots.manifest import last_tick
 
 __all__ = ["overview"]
 
@@ -119,7 +120,7 @@ def _losses(seen: Survey) -> list[str]:
 
 
 def _ages(seen: Survey) -> list[str]:
-    return ["age when saved", *aligned(age_lines(seen.ages[:-1].tolist()))]
+    return ["age when saved", *aligned(age_lines(read_ages(seen.ages).counts.tolist()))]
 
 
 def _versions(seen: Survey) -> list[str]:
@@ -143,7 +144,7 @@ def _counters(counters: dict[str, int], what: str) -> list[str]:
 
 
 def _evicted(seen: Survey) -> list[str]:
-    lines = age_lines(seen.evicted[:-1].tolist())
+    lines = age_lines(read_ages(seen.evicted).counts.tolist())
     return ["age when evicted", *aligned(lines)] if lines else []
 
 

@@ -7,11 +7,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from adasel_stream.inspection.opening import last_tick, opened, rows_of
+from adasel_stream.inspection.opening import opened, rows_of
 from adasel_stream.inspection.sketch import Sketch
 from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.evicted import EVICTED_CELLS, count_ages
-from adasel_stream.record.snapshots.manifest import Cursors, Manifest
+from adasel_stream.record.snapshots.manifest import Cursors, Manifest, last_tick
 from adasel_stream.record.snapshots.reading import merged
 from adasel_stream.record.snapshots.upkeep import Progress, unheard
 from adasel_stream.record.state import read_field, read_numbers

@@ -63,7 +63,11 @@ class Family:
 
 
 FAMILIES: tuple[Family, ...] = (
-    Family("samples_seen", "counter", "Samples that reached the scorer."),
+    Family(
+        "samples_seen",
+        "counter",
+        "Candidates that were chosen from: their losses were scored, recorded or guessed.",
+    ),
     Family("samples_selected", "counter", "Samples chosen to be trained on."),
     Family(
         "samples_dropped",

@@ -76,7 +76,7 @@ class Holding:
 
     @property
     def tick(self) -> int:
-        """Whole seconds of the record's time, from 1, by a new reading of the clock."""
+        """Whole seconds of the record's time, by a new reading of the clock; see `Ticks`."""
         with self.lock:
             return self._ticks.now()
 

@@ -50,7 +50,7 @@ def ticks_of(age_s: object, rows: int, now: int) -> npt.NDArray[np.uint32]:
 
     Args:
         age_s: seconds, one number or one for each row; less than 0, by a clock that runs ahead,
-            counts as 0, and what is older than the record as its first second.
+            counts as 0, and what has no tick, a month before the record began, as tick 1.
         rows: number of rows.
         now: the record's time.
 

@@ -38,7 +38,7 @@ class Kept(Holding):
     ) -> None:
         super().__init__(settings, clock, engine, pending)
         self._keeper: SnapshotKeeper | None = None
-        self._closed = False
+        self._warning_due = False
         # of the two newest states: before the newest is on disk, the other may be needed
         self._states: deque[dict[str, tuple[int, int]]] = deque(maxlen=2)
 
@@ -51,8 +51,9 @@ class Kept(Holding):
     def saved_cursors(self) -> dict[str, tuple[int, int]] | None:
         """How far segments are applied in what the record may have to go back to.
 
-        Of a record that is kept, the newest snapshot on disk; of another, the last state but one
-        that was taken, or the one that was loaded; None if there is neither.
+        Of a record that is kept, the newest snapshot on disk; of another, the older of the last
+        two states that were taken or loaded and whose cursors differ, the only one if there is
+        one, None if there is none.
         """
         if self._keeper is not None:
             return self._keeper.cursors
@@ -88,7 +89,7 @@ class Kept(Holding):
             RecordError: if the last snapshot cannot be written; the folder is free all the same.
         """
         if self._keeper is not None:
-            self._closed = True
+            self._warning_due = True
             self._keeper.close(save=save)
 
     def __enter__(self) -> Self:
@@ -101,7 +102,7 @@ class Kept(Holding):
 
     def _warn_closed(self) -> None:
         """Say once that what is recorded from now on will be lost."""
-        self._closed = False
+        self._warning_due = False
         _log.warning(
             "this record is closed: what is recorded from now on stays in memory and is not saved"
         )

@@ -182,7 +182,7 @@ class LossRecord(Kept):
         rows = int_ids(ids)
         values = float_rows("losses", losses, len(rows))
         versions = self._versions if version is None else versions_of(version, len(rows))
-        if self._closed:
+        if self._warning_due:
             self._warn_closed()
         with self.lock:
             now = self._ticks.now()

@@ -15,8 +15,8 @@ __all__ = ["NumbaEngine"]
 class NumbaEngine:
     """Computes on one table with compiled loops.
 
-    Importing this module imports numba. The first call of a process compiles, for a second or
-    two; nothing is cached on disk, where processes that start together, as ranks do, can meet
+    Importing this module imports numba. The first call of a process compiles, for some three
+    seconds; nothing is cached on disk, where processes that start together, as ranks do, can meet
     half of what another wrote (https://github.com/numba/numba/issues/10128).
 
     Args:

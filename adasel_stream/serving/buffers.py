@@ -9,10 +9,10 @@ import numpy as np
 
 from adasel_stream.serving.segment import ROW, Rows
 
-__all__ = ["BUFFERS", "RowBuffers", "Sealed", "new_memory"]
+__all__ = ["RowBuffers", "Sealed", "new_memory"]
 
-BUFFERS: Final = 4
-"""Buffers of a writer: one is filled while others wait for a slow disk."""
+# one is filled while others wait for a slow disk
+_BUFFERS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Sealed:
 
 def new_memory(segment_rows: int) -> list[memoryview]:
     """Take the memory of all buffers, written once so that no request waits for it."""
-    return [memoryview(bytearray(segment_rows * ROW.itemsize)) for _ in range(BUFFERS)]
+    return [memoryview(bytearray(segment_rows * ROW.itemsize)) for _ in range(_BUFFERS)]
 
 
 class RowBuffers:

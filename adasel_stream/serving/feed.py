@@ -205,7 +205,7 @@ class LossFeed:
     def _sort(self, listing: Listing, record: ServedRecord) -> None:
         """Tell what waits from what is done with."""
         with record.lock:
-            if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
+            if self._is_disturbed(record):
                 self._backlog.clear()
             due, saved = dict(record.cursors), record.saved_cursors
         self._seen = due
@@ -251,7 +251,7 @@ class LossFeed:
         with record.lock:
             if record.copying:
                 return 0
-            if any(self._is_disturbed(record, item.writer) for item in self._backlog.loaded):
+            if self._is_disturbed(record):
                 self._start_over()
                 return 0
             try:
@@ -266,9 +266,11 @@ class LossFeed:
                 raise
         return len(taken.rows)
 
-    def _is_disturbed(self, record: ServedRecord, writer: str) -> bool:
-        """Say whether the record was given another state since the last look."""
-        return record.cursors.get(writer) != self._seen.get(writer)
+    def _is_disturbed(self, record: ServedRecord) -> bool:
+        """Say whether the record was given another state since segments were loaded."""
+        cursors, seen = record.cursors, self._seen
+        writers = (item.writer for item in self._backlog.loaded)
+        return any(cursors.get(writer) != seen.get(writer) for writer in writers)
 
     def _finish(self, taken: Taken, record: ServedRecord) -> None:
         """Count what was applied, and let go of segments of which nothing is left."""

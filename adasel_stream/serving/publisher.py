@@ -22,8 +22,10 @@ class Publisher:
         publish_every_s: longest that rows wait before their buffer is sealed, in seconds.
 
     Attributes:
-        rows_discarded: rows that made room for newer ones while the disk took none.
-        refusals: attempts to publish that the operating system refused.
+        buffers, outbox: as given.
+        rows_discarded: rows that made room for newer ones while the disk took none, or were left
+            when the thread ended.
+        refusals: what the operating system refused: to publish, or to start the thread.
     """
 
     def __init__(self, buffers: RowBuffers, outbox: Outbox, publish_every_s: float) -> None:

@@ -144,7 +144,7 @@ class LossWriter:
         `rows_written` found room in memory, `rows_rejected` were not finite. `rows_dropped`
         found no room, or were written and given up: because the disk took none for too long, or
         because `max_bytes` were published and still there. `segments_published`; `failures` are
-        attempts to publish that the operating system refused.
+        refusals of the operating system: to publish, or to start the thread that does.
         """
         publisher = self._publisher
         buffers, outbox = publisher.buffers, publisher.outbox

@@ -55,7 +55,7 @@ class _Slot:
 
 
 class OpenShards:
-    """The shards that were used last, up to 32; a copy in another process opens its own.
+    """The shards that were used last, up to 32.
 
     A shard that leaves is closed once no thread uses it any more.
     """
@@ -64,10 +64,6 @@ class OpenShards:
         """Open nothing yet."""
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._lock = Lock()
-
-    def __reduce__(self) -> tuple[Callable[[], "OpenShards"], tuple[()]]:
-        """Travel to a worker without files and locks."""
-        return OpenShards, ()
 
     def get(self, shard: Shard, digest: int, open_: Callable[[Shard], Rows]) -> Rows:
         """Give the open shard whose content has a digest.

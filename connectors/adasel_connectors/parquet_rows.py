@@ -156,7 +156,7 @@ class ParquetRows:
             "fetch decodes whole row groups of the deferred column %s, as its %s does not let rows "
             "be picked. Write it as text, bytes or lists of one length, with "
             'compression="none" and use_dictionary=False; small row groups help, too (see '
-            "ParquetSource), or not to defer it",
+            "ParquetSource), or do not defer it",
             shown(name),
             "layout" if name in self._leaves else "type",
         )

@@ -21,6 +21,7 @@ __all__ = [
     "Paths",
     "Shard",
     "ShardFile",
+    "Stamp",
     "find_shards",
     "fingerprint",
     "is_below_folder",

@@ -68,7 +68,7 @@ class Recorded(Rows, Protocol):
 
     @property
     def tick(self) -> int:
-        """Whole seconds of the record's time, from 1."""
+        """Whole seconds of the record's time, at least 1; see `Ticks`."""
         ...
 
     @property

@@ -22,6 +22,7 @@ from adasel_stream.errors import RecordError
 from adasel_stream.keys import ids_of_keys, keys_of_ids
 from adasel_stream.record.entries import VALUE, Entries
 from adasel_stream.record.loss_record import LossRecord
+from adasel_stream.record.snapshots.manifest import last_tick
 from adasel_stream.record.snapshots.pieces import Pieces
 from adasel_stream.record.snapshots.reading import Snapshot, merged
 from adasel_stream.record.snapshots.upkeep import Progress, folders_of, unheard
@@ -89,8 +90,8 @@ def import_rows(
     r"""Put a Parquet or CSV file of losses into a record; in each bucket the newest stay.
 
     Args:
-        record: opened by `LossRecord.open`, so that it can be saved afterwards. An empty one
-            counts its time from the oldest loss, so that ages are kept.
+        record: opened by `LossRecord.open`, so that it can be saved afterwards. The time of an
+            empty one is moved forward by the oldest age, so that ages over a month are kept.
         source: file whose name ends in `.parquet` or `.csv`, with the columns above.
         progress: told of rows read.
 
@@ -138,14 +139,14 @@ class _Written:
 
     def over(self, snapshots: list[Snapshot]) -> Iterator[Any]:
         for snapshot in snapshots:
-            last_tick = int(snapshot.manifest.position["ticks"]["elapsed_s"]) + 1
+            now = last_tick(snapshot.manifest)
             for group in merged(snapshot):
                 self.rows += len(group.keys)
-                yield _table(group, snapshot.manifest.seed, last_tick)
+                yield _table(group, snapshot.manifest.seed, now)
                 self._progress(self.rows, self._total)
 
 
-def _table(group: Entries, seed: int, last_tick: int) -> Any:
+def _table(group: Entries, seed: int, now: int) -> Any:
     values = group.values
     columns: _Columns = {
         "id": ids_of_keys(group.keys, seed),
@@ -153,7 +154,7 @@ def _table(group: Entries, seed: int, last_tick: int) -> Any:
         "ema": np.ascontiguousarray(values["ema"]),
         "count": np.ascontiguousarray(values["count"]),
         "version": np.ascontiguousarray(values["version"]),
-        "age_s": np.maximum(0, last_tick - values["tick"].astype(np.int64)).astype(np.uint32),
+        "age_s": np.maximum(0, now - values["tick"].astype(np.int64)).astype(np.uint32),
     }
     return pa.table([columns[name] for name in _KINDS], schema=_SCHEMA)
 

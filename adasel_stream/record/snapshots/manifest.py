@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias, get_type_hints
 
 from adasel_stream.errors import DamagedSnapshotError, RecordError
 from adasel_stream.record.state import read_cursors
+from adasel_stream.record.ticks import Ticks
 
 __all__ = [
     "FORMAT_VERSION",
@@ -29,6 +30,7 @@ __all__ = [
     "Manifest",
     "decode",
     "encode",
+    "last_tick",
 ]
 
 FORMAT_VERSION: Final = 1
@@ -208,3 +210,15 @@ def _check_types(kind: type, document: dict[str, Any], containers: Mapping[str, 
 def _in_range(name: str, value: int, low: int) -> None:
     if not low <= value <= (2**64 - 1 if name == "seed" else _LARGEST):
         raise ValueError(f"its {name} is out of range")
+
+
+def last_tick(manifest: Manifest) -> int:
+    """Return the record's time when it was saved, the tick from which ages are counted.
+
+    Raises:
+        RecordError: if the manifest has no time.
+    """
+    ticks = Ticks(lambda: 0.0)
+    if manifest.generation:  # else nothing was saved yet
+        ticks.load_state_dict(manifest.position.get("ticks", {}))
+    return ticks.last
