@@ -268,9 +268,19 @@ def test_another_ending_is_refused(tmp_path: Path) -> None:
         import_rows(LossRecord(100, engine="numpy"), tmp_path / "t")
 
 
-def test_a_record_that_was_never_saved_exports_as_empty(tmp_path: Path) -> None:
-    """Its owner was killed before the first snapshot, when only the manifest was there."""
+def test_a_record_whose_first_snapshot_failed_exports_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its manifest is there, and says that nothing was saved yet."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
     record = LossRecord.open(tmp_path / "record", 100)
     record.update(ints(1), floats(1))
+    with monkeypatch.context() as patch:
+        patch.setattr("adasel_stream.record.snapshots.folder.write_rows", refuse)
+        with pytest.raises(RecordError, match="No space left"):
+            record.save()
     record.close(save=False)
     assert export_rows(tmp_path / "record", tmp_path / "out.csv") == 0
