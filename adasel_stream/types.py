@@ -7,13 +7,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from adasel_stream.keys import Ids
 from adasel_stream.ranking import ascending, average_ranks
+
+if TYPE_CHECKING:
+    from adasel_stream.last_layer import LastLayer
 
 __all__ = [
     "Batch",
@@ -69,12 +72,25 @@ class LossBatch:
             the draw itself is random and a method shall be an even proposal.
         gradient_norms: upper bounds of per-instance gradient norms, shape (b,), or None.
         finite: which rows may be chosen, shape (b,), bool, or None when all may.
+        last_layer: residuals and features of the last layer, b rows each, or None.
+        reference: losses under a reference model, shape (b,), NaN where unknown, or None.
+        previous: each instance's loss as recorded before, shape (b,), NaN where unknown, or None
+            without a record.
+        window: losses of the stream's last rows, shape (n,), NaN where there are none yet, or
+            None where no method asks for them.
+        control: rows of the control arm, which are drawn evenly whatever the scores, shape (b,),
+            bool, or None without one.
     """
 
     losses: Tensor
     noise: Tensor | None = None
     gradient_norms: Tensor | None = None
     finite: Tensor | None = None
+    last_layer: "LastLayer | None" = None
+    reference: Tensor | None = None
+    previous: Tensor | None = None
+    window: Tensor | None = None
+    control: Tensor | None = None
 
     @classmethod
     def of(
@@ -141,7 +157,7 @@ class LossBatch:
 class Preference(NamedTuple):
     """How much a method wants each candidate; the larger, the rather.
 
-    The three are functions without arguments, so that only the reading in use is computed.
+    The first three are functions without arguments, so that only the reading in use is computed.
 
     Attributes:
         values: gives shape (b,), finite; softmax and proportional importances are made of it.
@@ -149,11 +165,14 @@ class Preference(NamedTuple):
             depends on the losses only through their order, and so needs no sort of its own.
         order: gives what the method's own top-k goes by, shape (b,); set where that is not
             `values`.
+        proportional: whether the values are chances up to a factor, as in "twice as often"; a
+            draw then shares in proportion to them, whatever reading of Eq. (2) the policy has.
     """
 
     values: Callable[[], Tensor]
     ranks: Callable[[], Tensor] | None = None
     order: Callable[[], Tensor] | None = None
+    proportional: bool = False
 
 
 Method: TypeAlias = Callable[[LossBatch], Tensor | Preference]
@@ -174,6 +193,10 @@ class Selection:
         method_losses: mean loss of what each method would choose, shape (M,).
         valid: False for slots that no finite row could fill, shape (k,), bool, or None when
             every slot is filled.
+        proposed: for rows of the control arm the π that the scores alone would have given, NaN
+            for others, shape (k,); None without a control arm.
+        variances: of the gradient estimate under the scores' π and under an even draw, up to a
+            common factor, shape (2,); None where the policy does not weigh them.
     """
 
     indices: Tensor
@@ -184,6 +207,8 @@ class Selection:
     method_weights: Tensor
     method_losses: Tensor
     valid: Tensor | None = None
+    proposed: Tensor | None = None
+    variances: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
