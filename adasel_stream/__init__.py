@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
     from adasel_stream.decoding import Decoding
     from adasel_stream.loader import SelectingLoader
-    from adasel_stream.policies import paper, unbiased
+    from adasel_stream.policies import aligned, auto, paper, unbiased
     from adasel_stream.record import LossRecord, PendingLabels
     from adasel_stream.serving import LossFeed, LossWriter
     from adasel_stream.types import LossBatch, Preference, Scored
@@ -32,6 +32,8 @@ __all__ = [
     "Preference",
     "Scored",
     "SelectingLoader",
+    "aligned",
+    "auto",
     "load_checkpoint",
     "paper",
     "save_checkpoint",
@@ -43,7 +45,7 @@ _HOMES = {
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
     "decoding": ("Decoding",),
     "loader": ("SelectingLoader",),
-    "policies": ("paper", "unbiased"),
+    "policies": ("aligned", "auto", "paper", "unbiased"),
     "record": ("LossRecord", "PendingLabels"),
     "serving": ("LossFeed", "LossWriter"),
     "types": ("LossBatch", "Preference", "Scored"),

@@ -17,6 +17,8 @@ from torch import Tensor
 from adasel_stream.draw import Choose
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import Importances, picks
+from adasel_stream.methods import DEFAULT_METHODS
+from adasel_stream.paying import Rules
 from adasel_stream.types import LossBatch, Method, Preference, Selection, State
 from adasel_stream.updates import Learn, Update, mixed
 
@@ -38,6 +40,9 @@ Kernel: TypeAlias = Callable[
 ]
 """A faster way to a policy's own selection, for the batches that it can take, else None."""
 
+Foresee: TypeAlias = Callable[[State, Tensor, Sequence[Preference], LossBatch, int], State]
+"""From the state, importances, preferences, the batch and k to new log weights."""
+
 Reward: TypeAlias = Callable[[Tensor, int], Tensor]
 """Eq. (4): log r of each row, (b,), from losses and t."""
 
@@ -53,8 +58,13 @@ class Policy:
         choose: Eq. (6), a top-k or an unbiased draw.
         update: method-weight update before the choice, such as Eq. (3), or None.
         learn: method-weight update after training, or None.
+        foresee: method-weight update before the choice by the last layer's gradients of all
+            candidates, or None; where those are known it stands in for `learn`.
+        methods: candidate methods where a user names none.
+        needs: what the policy itself looks at beside losses, as in `methods.NEEDS`.
         reward: Eq. (4), or None for the constant 1.
         floor: least weight of each method, in [0, 1/M].
+        watch: when to fall back to an even draw and when to come back, or None for never.
         noisy: whether `uniform` ranks rows by fresh noise; a top-k has no chance of its own.
         whole_batches: whether k is rounded in every batch, as printed, instead of carried.
         kernel: a faster way to the same selection, or None.
@@ -68,8 +78,12 @@ class Policy:
     choose: Choose
     update: Update | None = None
     learn: Learn | None = None
+    foresee: Foresee | None = None
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    needs: frozenset[str] = frozenset()
     reward: Reward | None = None
     floor: float = 0.0
+    watch: Rules | None = None
     noisy: bool = False
     whole_batches: bool = False
     kernel: Kernel | None = None
@@ -117,6 +131,8 @@ def step(
     importances = policy.importances(preferences, batch, k)  # Eq. (2), (M, b)
     now = policy.method_losses(importances, preferences, batch, k)  # ℓ_t^m, (M,)
     after = policy.update(state, now) if policy.update else state  # Eq. (3)
+    if policy.foresee:
+        after = policy.foresee(after, importances, preferences, batch, k)
     method_weights = mixed(after.log_weights, policy.floor)  # (M,)
     log_reward = policy.reward(batch.losses, state.step + 1) if policy.reward else None  # Eq. (4)
     scores = log_scores(importances, method_weights, log_reward, batch)  # Eq. (5), (b,)
@@ -124,7 +140,9 @@ def step(
     after = _unless_empty(batch, replace(after, step=state.step + 1, method_losses=now), state)
     chosen = importances.index_select(1, drawn.indices).T
     valid = None if batch.finite is None else torch.arange(k, device=now.device) < batch.count
-    return after, Selection(*drawn, chosen, method_weights, now, valid)
+    four = (drawn.indices, drawn.weights, drawn.probabilities, drawn.inclusions)
+    why = (chosen, method_weights, now, valid)
+    return after, Selection(*four, *why, drawn.proposed, drawn.variances)
 
 
 def log_scores(

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import kept_at
+from adasel_stream.last_layer import gradient_norms
+from adasel_stream.methods import needs
+from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
-from adasel_stream.scorers import gradient_norms
 from adasel_stream.types import Feedback, LossBatch, Method, Scored, Selection, State
 
 __all__ = ["Chooser"]
@@ -22,6 +24,9 @@ _log = logging.getLogger(__name__)
 _SEEDS = 2**63
 
 _TENSORS = ("log_weights", "method_losses", "trend")
+
+_WINDOW = 4096
+"""Losses of so many rows that came last are kept for methods that compare with them."""
 
 
 class Chooser:
@@ -66,20 +71,57 @@ class Chooser:
         self._state: State | None = None
         self._generator: torch.Generator | None = None
         self._warned = False
+        self._window: Tensor | None = None
+        self._foreseen = False
+        self._watch = Watch()
         self._draws: dict[str, Any] | None = None  # a restored generator's, until its device is met
 
     @property
     def learns(self) -> bool:
-        """Whether `learn` is of use under this policy."""
-        return self._policy.learn is not None
+        """Whether `learn` is of use: not where the gradients of all candidates are known."""
+        return self._policy.learn is not None and not self._foreseen
 
-    def choose(self, scored: Scored) -> Selection | None:
+    @property
+    def rules(self) -> Rules | None:
+        """When the policy falls back to an even draw, or None for never."""
+        return self._policy.watch
+
+    @property
+    def watch(self) -> Watch:
+        """What was seen of whether selection pays."""
+        return self._watch
+
+    @property
+    def gain(self) -> Gain:
+        """Gain over uniform sampling."""
+        return gain_of(self._watch, self._policy.watch or Rules())
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether the next candidates shall be scored; an even draw needs no losses."""
+        return self._policy.watch is None or self._watch.scores(self._policy.watch)
+
+    def choose(
+        self,
+        scored: Scored,
+        *,
+        reference: Tensor | None = None,
+        previous: Tensor | None = None,
+        known: bool = True,
+    ) -> Selection | None:
         """Choose as many rows as are due, or None when none are.
+
+        Args:
+            scored: losses of the candidates, b of them.
+            reference: losses under a reference model, shape (b,), NaN where unknown.
+            previous: losses that were recorded before, shape (b,), NaN where unknown.
+            known: whether the losses are more than a guess that stands for all.
 
         Raises:
             MethodError: a method's preferences cannot be used; nothing was chosen.
         """
-        losses, norms = scored.losses, gradient_norms(scored)
+        losses, last = scored.losses, scored.last_layer
+        norms = None if last is None else gradient_norms(last)
         rows, usable = losses.shape[0], _count_finite(losses, norms)
         k = self._quota.take(rows if usable is None else usable)
         if usable == 0 and not self._warned:
@@ -96,12 +138,55 @@ class Chooser:
             torch.empty_like(losses).normal_(generator=generator) if self._policy.noisy else None
         )
         batch = LossBatch.of(losses, noise=noise, gradient_norms=norms, all_finite=usable == rows)
+        batch = replace(
+            batch,
+            last_layer=last if last is None or batch.finite is None else last.masked(batch.finite),
+            reference=reference,
+            previous=previous,
+            window=self._window,
+            control=self._control(losses, generator),
+            even=not self._watch.selecting,
+            compared=known and self._compares(state),
+        )
         try:
-            self._state, chosen = step(state, batch, k, self._methods, self._policy, generator)
+            after, chosen = step(state, batch, k, self._methods, self._policy, generator)
         except Exception:  # whatever a method raises: nothing was chosen
             self._quota.give_back(rows if usable is None else usable, k)
             raise
+        if known:  # what nobody knows teaches nothing
+            self._foreseen = self._policy.foresee is not None and norms is not None
+            self._see(losses)
+            self._state = after
+        else:
+            self._state = replace(state, step=after.step)
         return chosen
+
+    def hear(self, variances: tuple[float, float] | None, mean: float, nonfinite: float) -> None:
+        """Take in what a candidate batch, or fresh losses of the control arm, showed.
+
+        Args:
+            variances: as `Selection.variances`, or None if unknown.
+            mean: mean loss of rows that were not chosen by their losses; NaN if unknown.
+            nonfinite: share of losses that are not finite.
+        """
+        rules = self._policy.watch
+        if rules is None:
+            return
+        before = self._watch.reason
+        self._watch = after_batch(
+            self._watch, rules, variances=variances, mean_loss=mean, nonfinite=nonfinite
+        )
+        self._tell(before)
+
+    def hear_costs(self, *, selecting_s: float, training_s: float) -> None:
+        """Take in the seconds that finding and that training emitted rows took lately."""
+        self._watch = after_costs(self._watch, selecting_s=selecting_s, training_s=training_s)
+
+    def give_up(self) -> None:
+        """Draw evenly from now on: the arithmetic says that selection cannot pay."""
+        before = self._watch.reason
+        self._watch = replace(self._watch, reason="cost")
+        self._tell(before)
 
     def learn(self, feedback: Feedback) -> None:
         """Move the method weights by fresh losses of rows that were trained on."""
@@ -117,6 +202,9 @@ class Chooser:
             "policy": None if state is None else _described(state),
             "generator": self._draws,
             "quota": self._quota.state_dict(),
+            "window": None if self._window is None else self._window.clone(),
+            "foreseen": self._foreseen,
+            "watch": self._watch.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
@@ -125,6 +213,43 @@ class Chooser:
         self._state = None if policy is None else _restored(policy, device)
         self._generator, self._draws = None, state["generator"]
         self._quota.load_state_dict(state["quota"])
+        self._window, self._foreseen = state["window"], bool(state["foreseen"])
+        self._watch = Watch.of_state(state["watch"])
+
+    def _control(self, losses: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Draw the control arm: a share of the candidates, or all after a fall back."""
+        rules = self._policy.watch
+        if rules is None:
+            return None
+        if not self._watch.selecting:
+            return torch.ones_like(losses, dtype=torch.bool)
+        lots = torch.rand(losses.shape, generator=generator, device=losses.device)
+        return lots < rules.control
+
+    def _compares(self, state: State) -> bool:
+        rules = self._policy.watch
+        if rules is None:
+            return False
+        return not self._watch.selecting or state.step % rules.compare_every == 0
+
+    def _see(self, losses: Tensor) -> None:
+        """Remember the last losses for methods that compare with them."""
+        if self._window is None:
+            if "window" not in needs(self._methods):
+                return
+            self._window = losses.new_full((_WINDOW,), torch.nan)
+        seen = torch.where(torch.isfinite(losses), losses, torch.nan)
+        self._window = torch.cat([self._window.to(losses.device), seen])[-_WINDOW:]
+
+    def _tell(self, before: str) -> None:
+        """Log a change of mind."""
+        now = self._watch.reason
+        if now == before:
+            return
+        if now:
+            _log.warning("rows are drawn evenly from now on, because of %s: %s", now, _WHY[now])
+        else:
+            _log.info("rows are drawn by their losses again; %s is over", before)
 
     def _prepare(self, losses: Tensor) -> tuple[State, torch.Generator]:
         """Give the state and the generator, on the device of the losses."""
@@ -139,6 +264,14 @@ class Chooser:
             if self._draws is not None and self._draws["device"] == device.type:
                 self._generator.set_state(self._draws["state"])
         return state, self._generator
+
+
+_WHY = {
+    "no_gain": "the interval of the gain over uniform sampling excludes a gain",
+    "nonfinite_loss": "too many losses are not finite",
+    "drift": "the losses rose far above what they were",
+    "cost": "selection costs at least as much as it spares",
+}
 
 
 def _count_finite(losses: Tensor, norms: Tensor | None) -> int | None:

@@ -33,6 +33,9 @@ class Emitted(NamedTuple):
         ids: int64, shape (batch_size,), or None without a record.
         recorded: what the record had held, shape (batch_size, 2), float32: the loss, NaN where it
             was unknown, and its age in seconds; None without a record.
+        proposed: for rows of the control arm whose losses were not fresh when they were chosen, the
+            π that the scores would have given, NaN for others, shape (batch_size,); None without
+            a control arm or a record.
     """
 
     weights: Tensor
@@ -41,6 +44,7 @@ class Emitted(NamedTuple):
     importances: Tensor
     ids: Tensor | None = None
     recorded: Tensor | None = None
+    proposed: Tensor | None = None
 
 
 def check_losses(losses: Tensor, weights: Tensor) -> None:

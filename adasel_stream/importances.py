@@ -14,7 +14,7 @@ from torch import Tensor
 from adasel_stream.ranking import top_k
 from adasel_stream.types import LossBatch, Preference
 
-__all__ = ["Importances", "picks", "proportional", "rank", "softmax", "vote"]
+__all__ = ["Importances", "chances", "picks", "proportional", "rank", "softmax", "vote"]
 
 RANK_SHARPNESS = 3.0
 """Rank importances are softmax(3u): the first rank weighs e⁶, about 400 times, the last."""
@@ -86,12 +86,27 @@ def proportional(preferences: Sequence[Preference], batch: LossBatch, k: int) ->
     return values / values.sum(1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
 
 
+def chances(preferences: Sequence[Preference], batch: LossBatch, k: int) -> Tensor:
+    """Share in proportion where a method gives chances, by rank where it gives an order.
+
+    >>> batch = LossBatch(torch.tensor([1.0, 3.0]))
+    >>> chance = Preference(lambda: batch.losses, proportional=True)
+    >>> chances([chance._replace(proportional=False), chance], batch, 1)
+    tensor([[0.0025, 0.9975],
+            [0.2500, 0.7500]])
+    """
+    if not any(one.proportional for one in preferences):
+        return rank(preferences, batch, k)
+    readings = [proportional if one.proportional else rank for one in preferences]
+    return torch.cat([own([one], batch, k) for own, one in zip(readings, preferences, strict=True)])
+
+
 def picks(preferences: Sequence[Preference], batch: LossBatch, k: int) -> Tensor:
     """Find the k rows that each method alone would choose, shape (M, k), int64.
 
     The lower index wins ties; rows that may not be chosen come last.
     """
-    order = torch.stack([(p.values if p.order is None else p.order)() for p in preferences])
+    order = torch.stack([p.values() if p.order is None else p.order(k) for p in preferences])
     return top_k(batch.masked(order), k)
 
 

@@ -8,7 +8,7 @@ are unknown, and what is compared with each other is of one kind, recorded or fr
 
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from adasel_stream import trees
 from adasel_stream.decoding import Decoder
+from adasel_stream.errors import ScoreError
 from adasel_stream.gathering import Gathered, Gathering
 from adasel_stream.lookups import Float32s, Int64s, Lookups
 from adasel_stream.rows import Leaves, chosen_rows, row_count
 from adasel_stream.scorers import Score, as_scored, checked
 from adasel_stream.types import Batch, Scored
 
-__all__ = ["Judged", "KnownLosses"]
+__all__ = ["Failure", "Judged", "KnownLosses"]
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Judged(NamedTuple):
         guessed: rows whose loss nobody knows and the stream's mean stands for, shape (b,), bool,
             or None where there are none.
         decoded: the candidates decoded, b rows each, or None where they were not.
+        reference: losses under a reference model, shape (b,), NaN where unknown, or None.
     """
 
     leaves: Leaves
@@ -54,6 +56,23 @@ class Judged(NamedTuple):
     recorded: Float32s | None = None
     guessed: npt.NDArray[np.bool_] | None = None
     decoded: Leaves | None = None
+    reference: Tensor | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether any loss is more than a guess."""
+        return self.guessed is None or not self.guessed.all()
+
+    @property
+    def company(self) -> dict[str, Tensor | None]:
+        """What methods may look at beside the losses, each of shape (b,) or None."""
+        device, previous = self.scored.losses.device, None
+        if self.recorded is not None:
+            previous = torch.from_numpy(self.recorded[:, 0]).to(device, non_blocking=True)
+        reference = self.reference
+        if reference is not None:
+            reference = reference.to(device, non_blocking=True)
+        return {"reference": reference, "previous": previous}
 
     @property
     def ages_s(self) -> Float32s:
@@ -65,13 +84,20 @@ class Judged(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Candidates that are all known, or go to the score together; `batch` if they came as one."""
+    """Candidates that are all known, or go to the score; `batches` as they came, if they did."""
 
     leaves: Leaves
     ids: Int64s | None
     recorded: Float32s | None
     score: bool
-    batch: Batch = None
+    batches: Sequence[Batch] = ()
+
+
+class Failure(NamedTuple):
+    """What a score raised first, and of how many rows in all it gave no losses."""
+
+    error: Exception
+    rows: int
 
 
 class KnownLosses:
@@ -81,10 +107,13 @@ class KnownLosses:
         score: gives losses of the rows that are not known; None where the record is all there is.
         lookups: what is known by id, or None to score every row.
         decoder: decodes candidates before they are scored, or None where they need no decoding.
+        reference: gives losses of a batch under a reference model, shape (b,), or None.
 
     Attributes:
         lookups: what is known by id.
         in_hand: rows of the candidates that `judge` worked on last; where it raised, they are lost.
+        failure: what became of candidates that the score raised for, while others of their window
+            were judged; None where there were none.
 
     Raises:
         TypeError: score is no function.
@@ -92,7 +121,11 @@ class KnownLosses:
     """
 
     def __init__(
-        self, score: Score | None, lookups: Lookups | None, decoder: Decoder | None = None
+        self,
+        score: Score | None,
+        lookups: Lookups | None,
+        decoder: Decoder | None = None,
+        reference: Callable[[Batch], Tensor] | None = None,
     ) -> None:
         if score is None and lookups is None:
             raise ValueError("losses must come from somewhere: pass score=, record=, or both")
@@ -102,51 +135,58 @@ class KnownLosses:
         self.in_hand = 0
         self._score = score
         self._decoder = decoder
+        self._reference = reference
         self._whole: deque[_Group] = deque()
         self._known: Gathering | None = None
         self._unknown: Gathering | None = None
         self._strangers = 0
         self._largest = 0
+        self._scored_rows = 1
+        self.failure: Failure | None = None
 
     @property
     def gathering(self) -> bool:
         """Whether rows wait for others of their kind."""
         return bool(self._known or self._unknown)
 
-    def offer(self, batch: Batch, leaves: Leaves, ids: Int64s | None) -> None:
-        """Look a candidate batch up; `judge` gives what has all it needs.
+    def offer(self, batches: Sequence[Batch], leaves: Leaves, ids: Int64s | None) -> None:
+        """Look a window of candidate batches up; `judge` gives what has all it needs.
 
         Args:
-            batch: the candidates, where they are to be scored.
-            leaves: the same, flattened, b rows each.
+            batches: the candidates, where they are to be scored.
+            leaves: the same, flattened and joined, b rows each.
             ids: instance ids, b of them, or None without a record.
         """
         if self.lookups is None or ids is None:
-            self._whole.append(_Group(leaves, None, None, True, batch))
+            self._whole.append(_Group(leaves, None, None, True, batches))
             return
         self._largest = max(self._largest, len(ids))
+        self._scored_rows = max(self._scored_rows, -(-len(ids) // len(batches)))
         recorded = self.lookups.find(ids)
         known = ~np.isnan(recorded[:, 0])
         if self._score is None or known.all() or not known.any():
             score = self._score is not None and not known.all()
-            self._whole.append(_Group(leaves, ids, recorded, score, batch))
+            self._whole.append(_Group(leaves, ids, recorded, score, batches))
         else:
             self._gather(Gathered(leaves, ids, recorded), known)
 
-    def judge(self, template: Batch, *, rest: bool = False) -> Judged | None:
+    def judge(self, template: Batch, *, rest: bool = False, scoring: bool = True) -> Judged | None:
         """Give the next candidates whose losses are known or can be scored now, or None.
 
         Args:
             template: the structure of candidate batches.
             rest: whether rows that wait for others need wait no longer.
+            scoring: whether to score; if not, the mean stands for all losses that are unknown.
 
         Raises:
             ScoreError: the score did not give one loss per row.
             DecodeError, BatchError: candidates that are to be scored cannot be decoded.
         """
+        self.failure = None
         while (group := self._next_group(rest)) is not None:
             self.in_hand = row_count(group.leaves)
-            judged = self._scored(group, template) if group.score else self._recorded(group)
+            score = group.score and scoring
+            judged = self._scored(group, template) if score else self._unscored(group, template)
             if judged is not None:
                 return judged
         return None
@@ -157,6 +197,7 @@ class KnownLosses:
         return {
             "lookups": None if self.lookups is None else self.lookups.state_dict(),
             "largest": self._largest,
+            "scored_rows": self._scored_rows,
             "gathered": {n: None if b is None else b.state_dict() for n, b in gatherings.items()},
         }
 
@@ -170,6 +211,7 @@ class KnownLosses:
             self.lookups.load_state_dict(state["lookups"])
         self._whole.clear()
         self._largest = int(state["largest"])
+        self._scored_rows = int(state["scored_rows"])
         self._known, self._unknown = (
             None
             if state["gathered"][name] is None
@@ -192,16 +234,20 @@ class KnownLosses:
                 return _Group(*gathered, score)
         return None
 
-    def _recorded(self, group: _Group) -> Judged:
+    def _unscored(self, group: _Group, template: Batch) -> Judged:
         recorded = group.recorded
-        assert recorded is not None
-        assert self.lookups is not None, "it found them"
+        if recorded is None or self.lookups is None:
+            rows = row_count(group.leaves)
+            alike = torch.zeros(rows, device=_device_of(group.leaves))
+            nobody = np.zeros(rows, dtype=np.bool_)
+            return Judged(group.leaves, Scored(alike), nobody, group.ids, None, ~nobody)
         losses, known = self.lookups.guess(recorded)
         self._count_strangers(known)
         tensor = torch.from_numpy(losses).to(_device_of(group.leaves), non_blocking=True)
         guessed = None if known.all() else ~known
         fresh = np.zeros_like(known)
-        return Judged(group.leaves, Scored(tensor), fresh, group.ids, recorded, guessed)
+        judged = Judged(group.leaves, Scored(tensor), fresh, group.ids, recorded, guessed)
+        return judged._replace(reference=self._reference_of(group, template))
 
     def _count_strangers(self, known: npt.NDArray[np.bool_]) -> None:
         """Warn once where the record knows nobody: somebody may have mistaken a name."""
@@ -217,6 +263,44 @@ class KnownLosses:
                     self._strangers,
                 )
 
+    def _reference_of(self, group: _Group, template: Batch) -> Tensor | None:
+        """Ask for the reference losses of a group, shape (b,), float32."""
+        if self._reference is None:
+            return None
+        rows = row_count(group.leaves)
+        losses = self._reference(trees.rebuild(template, group.leaves))
+        if not isinstance(losses, Tensor) or losses.shape != (rows,):
+            came = getattr(losses, "shape", type(losses).__name__)
+            raise ScoreError(
+                f"reference returned {came}, expected a tensor of shape ({rows},): one loss per row"
+            )
+        return losses.detach().float()
+
+    def _scored_parts(self, batches: Sequence[Batch]) -> tuple[list[Scored], Tensor]:
+        """Score batches one by one, and give what went well with the numbers of its rows."""
+        assert self._score is not None, "without score there is a record"
+        parts: list[Scored] = []
+        good: list[Tensor] = []
+        start = 0
+        for batch in batches:
+            rows = _rows_of(batch)
+            try:
+                parts.append(checked(as_scored(self._score(batch)), rows))
+                good.append(torch.arange(start, start + rows))
+            except Exception as error:  # whatever a score raises: the rest of the window is kept
+                before = Failure(error, 0) if self.failure is None else self.failure
+                self.failure = before._replace(rows=before.rows + rows)
+            start += rows
+        return parts, torch.cat(good) if good else torch.zeros(0, dtype=torch.int64)
+
+    def _pieces(self, leaves: Leaves, template: Batch) -> list[Batch]:
+        """Take rows apart again that gathered, so that each pass scores as many as came at once."""
+        step = self._scored_rows
+        return [
+            trees.rebuild(template, {path: leaf[at : at + step] for path, leaf in leaves.items()})
+            for at in range(0, row_count(leaves), step)
+        ]
+
     def _scored(self, group: _Group, template: Batch) -> Judged | None:
         assert self._score is not None, "without score there is a record"
         decoded: Leaves | None = None
@@ -225,27 +309,52 @@ class KnownLosses:
             self.in_hand = row_count(group.leaves)  # the others are counted by the decoder
             if not row_count(group.leaves):
                 return None
-            batch = self._decoder.built(decoded, template)
+            batches: Sequence[Batch] = [self._decoder.built(decoded, template)]
         else:
-            batch = group.batch
-            if batch is None:
-                batch = trees.rebuild(template, group.leaves)
-        rows = row_count(group.leaves)
-        scored = checked(as_scored(self._score(batch)), rows)
+            batches = group.batches or self._pieces(group.leaves, template)
+        parts, good = self._scored_parts(batches)
+        if self.failure is not None:
+            group = _chosen(group, good)
+            decoded = None if decoded is None else chosen_rows(decoded, good)
+            self.in_hand = self.failure.rows
+            if not parts:
+                raise self.failure.error
+        rows, scored = row_count(group.leaves), _joined(parts)
         fresh = np.ones(rows, dtype=np.bool_)
         recorded = None
         if group.ids is not None:
             recorded = np.full((rows, 2), np.nan, dtype=np.float32)
-        return Judged(group.leaves, scored, fresh, group.ids, recorded, None, decoded)
+        reference = self._reference_of(group, template)
+        return Judged(group.leaves, scored, fresh, group.ids, recorded, None, decoded, reference)
+
+
+def _chosen(group: _Group, rows: Tensor) -> _Group:
+    """Keep some rows of a group, shape (n,), int64."""
+    ids = None if group.ids is None else group.ids[rows.numpy()]
+    return group._replace(leaves=chosen_rows(group.leaves, rows), ids=ids)
+
+
+def _rows_of(batch: Batch) -> int:
+    return row_count(trees.flatten(batch))
+
+
+def _joined(parts: Sequence[Scored]) -> Scored:
+    if len(parts) == 1:
+        return parts[0]
+    residuals = [part.residuals for part in parts if part.residuals is not None]
+    features = [part.features for part in parts if part.features is not None]
+    return Scored(
+        torch.cat([part.losses for part in parts]),
+        torch.cat(residuals) if len(residuals) == len(parts) else None,
+        torch.cat(features) if len(features) == len(parts) else None,
+    )
 
 
 def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, Leaves]:
     """Decode candidates; those that cannot be decoded are left out, and counted."""
     decoded, good = decoder.all_of(group.leaves, template)
     if len(good) < row_count(group.leaves):
-        ids = None if group.ids is None else group.ids[good]
-        kept = chosen_rows(group.leaves, torch.tensor(good, dtype=torch.int64))
-        group = group._replace(leaves=kept, ids=ids)
+        group = _chosen(group, torch.tensor(good, dtype=torch.int64))
     return group, decoded
 
 

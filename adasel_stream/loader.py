@@ -19,8 +19,8 @@ from adasel_stream.decoding import Decoding, decoder_for
 from adasel_stream.emitted import Emissions, Emitted, check_losses, weighted_mean
 from adasel_stream.errors import AdaselError
 from adasel_stream.known import KnownLosses
-from adasel_stream.lookups import lookups_for
-from adasel_stream.methods import DEFAULT_METHODS, needs_norms, resolve_methods
+from adasel_stream.lookups import lookups_for, reference_for
+from adasel_stream.methods import last_layer_for, needs, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
@@ -29,6 +29,7 @@ from adasel_stream.scorers import Score, scorer_for
 from adasel_stream.selector import Selector
 from adasel_stream.serving import LossFeed
 from adasel_stream.types import Batch, Ids, Method, Sample
+from adasel_stream.windows import gather, window_of
 
 __all__ = ["SelectingLoader"]
 
@@ -49,14 +50,19 @@ class SelectingLoader:
         model: the model that `score` calls; it is scored in eval mode and without gradients,
             and left as it was. Without it `score` is called as it is.
         sampling_rate: share γ of the candidates to train on, in (0, 1].
-        policy: "unbiased", "paper", or a `Policy`.
-        methods: names of built-in methods and functions of your own, or a mapping to functions.
+        policy: "auto", "unbiased", "aligned", "paper", or a `Policy`.
+        methods: names of built-in methods and functions of your own, or a mapping to functions;
+            None for those of the policy.
         batch_size: rows of every emitted batch; by default those of the first candidate batch.
+        window: candidate batches that are chosen from together, as one; by default as many as
+            make one emitted batch where the policy is "auto", and 1 elsewhere.
         record: known losses by instance; known and fresh ones are not scored again.
         ids: where a batch holds its instances' ids: a key, a path such as ("meta", "id"), or a
             function of the batch. Needed with `record`, unused without.
         serving: the folder in which serving processes write losses by `LossWriter`, or a `LossFeed`
             of it; they go into `record` as they come.
+        reference: losses under a reference model, for methods such as "reducible_loss": a function
+            of a batch that gives them, shape (b,), NaN where unknown, or a `LossRecord`, by `ids`.
         labels: where a batch holds its labels, as `ids` says where it holds ids; predictions that
             wait in the record become losses when their labels come by.
         decode: turns one chosen raw sample into what is trained on, after selection and in threads;
@@ -86,12 +92,14 @@ class SelectingLoader:
         score: Score | None = None,
         model: nn.Module | None = None,
         sampling_rate: float,
-        policy: str | Policy = "unbiased",
-        methods: Sequence[str | Method] | Mapping[str, Method] = DEFAULT_METHODS,
+        policy: str | Policy = "auto",
+        methods: Sequence[str | Method] | Mapping[str, Method] | None = None,
         batch_size: int | None = None,
+        window: int | None = None,
         record: LossRecord | None = None,
         ids: Any = None,
         serving: LossFeed | str | PathLike[str] | None = None,
+        reference: Callable[[Batch], Tensor] | LossRecord | None = None,
         labels: Any = None,
         decode: Callable[[Sample], Sample] | Decoding | None = None,
         device: torch.device | str | None = None,
@@ -100,17 +108,21 @@ class SelectingLoader:
         replay: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
-        rule, named = resolve_policy(policy), resolve_methods(methods)
-        norms = needs_norms(named, recorded=record is not None)
-        scorer = scorer_for(score, model, autocast=autocast, last_layer=norms)
+        rule = resolve_policy(policy)
+        named = resolve_methods(rule.methods if methods is None else methods)
+        wanted = needs(named) | rule.needs
+        scorer = scorer_for(
+            score, model, autocast=autocast, last_layer=last_layer_for(wanted, record is not None)
+        )
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
+        self._window = window_of(window, wide=rule.watch is not None)
         self.metrics = metrics_for(metrics, list(named), sampling_rate, rule.name)
         lookups = lookups_for(record, ids, labels, serving)
         home = None if device is None else usable(device)
         self._decoder = decoder_for(decode, source, home, self.metrics.decode_rows)
         self._selector = Selector(
-            KnownLosses(scorer, lookups, self._decoder),
+            KnownLosses(scorer, lookups, self._decoder, reference_for(reference, ids, wanted)),
             chooser,
             batch_size=batch_size,
             device=home,
@@ -122,6 +134,7 @@ class SelectingLoader:
             "policy": {"name": rule.name, **rule.settings},
             "methods": list(named),
             "seed": seed,
+            "window": self._window,
             "record": record is not None,
         }
         self._untold: Cost | None = cost_of(
@@ -303,16 +316,31 @@ class SelectingLoader:
 
     def _offer(self) -> bool:
         """Offer the next candidates; False where the source ends before."""
-        try:
-            with self.metrics.phase("data_wait"):
-                if self._selector.full:  # resumed: the next candidates show their structure
+        with self.metrics.phase("data_wait"):
+            if self._selector.full:  # resumed: the next candidates show their structure
+                try:
                     self._selector.learn_structure(self._candidates.peek())
-                    return True
-                candidates = self._candidates.next()
+                except StopIteration:
+                    return False
+                return True
+        try:
+            gather(
+                self._take,
+                window=self._window,
+                batch_size=self._selector.batch_size,
+                sampling_rate=self.metrics.selection_target_ratio,
+            )
         except StopIteration:
             return False
-        self._selector.offer(candidates)
+        finally:  # also where the source fails or a batch is refused: those before it are not lost
+            self._selector.choose()
         return True
+
+    def _take(self) -> int:
+        """Take the next candidate batch into the window, and say how many rows it has."""
+        with self.metrics.phase("data_wait"):
+            batch = self._candidates.next()
+        return self._selector.take(batch)
 
     def _end_step(self) -> None:
         """Count the step on the batch emitted last, once."""

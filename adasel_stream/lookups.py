@@ -1,6 +1,6 @@
 """What is known of candidates before any of them is scored: by record, serving and late labels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Final, TypeAlias
 
@@ -9,14 +9,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adasel_stream import trees
 from adasel_stream.average import RunningMean
 from adasel_stream.ids import as_ids, find_ids, find_labels
 from adasel_stream.record import LossRecord
+from adasel_stream.rows import row_count
 from adasel_stream.serving import LossFeed
 from adasel_stream.staleness import Staleness
 from adasel_stream.types import Batch, Ids
 
-__all__ = ["Float32s", "Int64s", "Lookups", "lookups_for"]
+__all__ = ["Float32s", "Int64s", "Lookups", "lookups_for", "reference_for"]
 
 Int64s: TypeAlias = npt.NDArray[np.int64]
 Float32s: TypeAlias = npt.NDArray[np.float32]
@@ -56,6 +58,50 @@ def lookups_for(
     if labels is not None:
         raise ValueError(_NO_PENDING)
     return None
+
+
+def reference_for(
+    reference: Callable[[Batch], Tensor] | LossRecord | None, where: Any, wanted: frozenset[str]
+) -> Callable[[Batch], Tensor] | None:
+    """Make what gives reference losses of a batch, or None where there are none.
+
+    Args:
+        reference: gives them, or holds them by instance id.
+        where: where a batch holds its ids, as `find_ids` takes it.
+        wanted: what methods look at, as `methods.needs` gives it.
+
+    Raises:
+        TypeError: reference is neither.
+        ValueError: a record without ids, or methods that need what is not there.
+
+    >>> known = LossRecord(capacity=10)
+    >>> known.update(np.array([7]), np.array([0.5]))
+    >>> reference_for(known, "id", frozenset())({"id": np.array([7, 8])})
+    tensor([0.5000,    nan])
+    """
+    if reference is None:
+        if "reference" in wanted:
+            raise ValueError(
+                "method 'reducible_loss' needs reference=: a function that gives the losses of a "
+                "reference model, or a LossRecord of them"
+            )
+        return None
+    if callable(reference):
+        return reference
+    if not isinstance(reference, LossRecord):
+        raise TypeError(
+            "reference must be a function of a batch or a LossRecord, got "
+            f"{type(reference).__name__}"
+        )
+    if where is None:
+        raise ValueError('a LossRecord as reference= needs ids=, such as ids="__key__"')
+    held = reference
+
+    def recorded(batch: Batch) -> Tensor:
+        known = held.lookup(find_ids(batch, where, row_count(trees.flatten(batch))))
+        return torch.from_numpy(np.where(known.known, known.losses, np.nan).astype(np.float32))
+
+    return recorded
 
 
 class Lookups:

@@ -9,26 +9,31 @@ number, larger for the rows it wants; how preferences become importances is the 
 >>> near_median(LossBatch(torch.tensor([1.0, 5.0, 2.0])))
 tensor([-1., -3., -0.])
 
-Source: section 3.1 of the AdaSelection paper lists the seven.
+Source: section 3.1 of the AdaSelection paper lists the seven; `related_methods` has those of its
+related work.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from adasel_stream import related_methods as related
 from adasel_stream.errors import MethodError
 from adasel_stream.types import LossBatch, Method, Preference
 
 __all__ = [
     "DEFAULT_METHODS",
     "METHODS",
+    "NEEDS",
     "adaboost",
     "big_loss",
     "coresets_1",
     "coresets_2",
     "gradient_norm",
-    "needs_norms",
+    "last_layer_for",
+    "needs",
     "resolve_methods",
     "small_loss",
     "uniform",
@@ -119,7 +124,11 @@ def coresets_1(batch: LossBatch) -> Preference:
         twice_distance = (2 * batch.ranks - (batch.count - 1)).abs()
         return (twice_distance - 0.5).clamp(min=0)
 
-    return Preference(both_softmaxes, distance_from_middle, order=lambda: _from_both_ends(batch))
+    def from_both_ends(k: int) -> Tensor:
+        del k  # the order is the same for all
+        return _from_both_ends(batch)
+
+    return Preference(both_softmaxes, distance_from_middle, order=from_both_ends)
 
 
 def coresets_2(batch: LossBatch) -> Preference:
@@ -164,8 +173,29 @@ METHODS: dict[str, Method] = {
     "adaboost": adaboost,
     "coresets_1": coresets_1,
     "coresets_2": coresets_2,
+    "selective_backprop": related.selective_backprop,
+    "reducible_loss": related.reducible_loss,
+    "one_backward": related.one_backward,
+    "alignment": related.alignment,
+    "gradient_size": related.gradient_size,
+    "loss_history": related.loss_history,
+    "learnability": related.learnability,
+    "soft_prune": related.soft_prune,
 }
-"""The paper's seven candidate methods, by the names of the literature."""
+"""The paper's seven candidate methods and those of its related work, by their names there."""
+
+NEEDS: dict[Method, frozenset[str]] = {
+    **dict.fromkeys(METHODS.values(), frozenset[str]()),
+    gradient_norm: frozenset({"last_layer"}),
+    related.alignment: frozenset({"last_layer"}),
+    related.gradient_size: frozenset({"last_layer_if_any"}),
+    related.reducible_loss: frozenset({"reference"}),
+    related.loss_history: frozenset({"previous"}),
+    related.selective_backprop: frozenset({"window"}),
+    related.soft_prune: frozenset({"window"}),
+}
+"""What the built-in methods look at beside losses. Functions of a user are given all that costs no
+forward pass: the window and what the record held."""
 
 DEFAULT_METHODS = ("uniform", "big_loss", "small_loss", "coresets_1", "coresets_2")
 """The paper's methods that need losses only; `adaboost` ranks as `big_loss` does."""
@@ -208,27 +238,43 @@ def resolve_methods(
     return dict(pairs)
 
 
-def needs_norms(methods: Mapping[str, Method], *, recorded: bool) -> bool:
-    """Say whether methods need a forward pass of every row, for its gradient norms.
+def needs(methods: Mapping[str, Method]) -> frozenset[str]:
+    """Say what methods look at beside losses.
 
     Args:
         methods: functions by name.
+
+    Returns:
+        of "last_layer", "last_layer_if_any", "reference", "previous" and "window" those in need.
+
+    >>> sorted(needs({"gradient_norm": gradient_norm, "mine": lambda batch: batch.losses}))
+    ['last_layer', 'previous', 'window']
+    """
+    cheap = frozenset({"window", "previous"})
+    return frozenset[str]().union(*(NEEDS.get(method, cheap) for method in methods.values()))
+
+
+def last_layer_for(wanted: frozenset[str], recorded: bool) -> bool | Literal["if any"]:
+    """Say whether a forward pass has to capture the last layer.
+
+    Args:
+        wanted: what `needs` gave.
         recorded: whether a record spares known rows that pass.
 
     Raises:
-        ValueError: both.
+        ValueError: the last layer is needed of every row, and a record would spare some.
 
-    >>> needs_norms({"big_loss": big_loss}, recorded=True)
-    False
+    >>> last_layer_for(frozenset({"last_layer"}), False)
+    True
     """
-    if gradient_norm not in methods.values():
-        return False
-    if recorded:
-        raise ValueError(
-            "method 'gradient_norm' needs a forward pass of every row and record= skips it for "
-            "known rows; leave one of them out"
-        )
-    return True
+    if "last_layer" in wanted:
+        if recorded:
+            raise ValueError(
+                "methods 'gradient_norm' and 'alignment' and the policy 'aligned' need a forward "
+                "pass of every row and record= skips it for known rows; leave one of them out"
+            )
+        return True
+    return "if any" if "last_layer_if_any" in wanted else False
 
 
 def _checked(name: str, method: Method) -> str:

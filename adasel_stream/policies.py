@@ -1,4 +1,4 @@
-"""Ready policies: the paper's, and the unbiased one that production starts from.
+"""Ready policies: the paper's, an unbiased, an aligned, and the default that watches itself.
 
 A policy of your own is another `Policy`; every field is a function that can stand alone.
 """
@@ -10,9 +10,12 @@ from typing import Literal
 from adasel_stream import draw, importances
 from adasel_stream.adaselection import Policy, curriculum, expected_losses, picked_losses
 from adasel_stream.kernel import unbiased_by_ranks
-from adasel_stream.updates import loss_ratio, progress, variance
+from adasel_stream.methods import DEFAULT_METHODS
+from adasel_stream.paying import Rules
+from adasel_stream.proportion import auto_in_proportion
+from adasel_stream.updates import alignment, foreseen_variance, loss_ratio, progress, variance
 
-__all__ = ["POLICIES", "paper", "resolve_policy", "unbiased"]
+__all__ = ["POLICIES", "aligned", "auto", "paper", "resolve_policy", "unbiased"]
 
 
 def paper(*, beta: float = 0.5, curriculum_exponent: float | None = None) -> Policy:
@@ -64,15 +67,12 @@ def unbiased(
     >>> unbiased(exploration=0.1).floor
     0.02
     """
-    if not 0 < exploration <= 1:
-        raise ValueError(f"exploration must be in (0, 1], got {exploration}")
+    _check_exploration(exploration, floor)
     if update not in ("variance", "progress", "none"):
         raise ValueError(f"update must be 'variance', 'progress' or 'none', got {update!r}")
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor must be in [0, 1/M], got {floor}")
     return Policy(
         name="unbiased",
-        importances=importances.rank,
+        importances=importances.chances,
         method_losses=picked_losses if update == "progress" else expected_losses,
         choose=partial(draw.unbiased, exploration=exploration),
         update=progress if update == "progress" else None,
@@ -85,7 +85,104 @@ def unbiased(
     )
 
 
-POLICIES: dict[str, Callable[[], Policy]] = {"paper": paper, "unbiased": unbiased}
+def aligned(*, rate: float = 0.5, forgetting: float = 0.05) -> Policy:
+    """Take the top-k of a mixture that follows the methods whose picks agree with all candidates.
+
+    Biased on purpose: rows that pull against the mean gradient, such as those with wrong labels,
+    are left out. It needs the last layer of every candidate, from the same forward pass.
+
+    Args:
+        rate: η of the weights' update, above 0.
+        forgetting: share of log w that is lost at each step, in [0, 1).
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    >>> aligned().name
+    'aligned'
+    """
+    if not rate > 0:
+        raise ValueError(f"rate must be above 0, got {rate}")
+    if not 0 <= forgetting < 1:
+        raise ValueError(f"forgetting must be in [0, 1), got {forgetting}")
+    return Policy(
+        name="aligned",
+        importances=importances.rank,
+        method_losses=expected_losses,
+        choose=draw.top,
+        foresee=partial(alignment, rate=rate, forgetting=forgetting),
+        methods=(*DEFAULT_METHODS, "gradient_norm", "alignment"),
+        needs=frozenset({"last_layer"}),
+        floor=0.02,
+        noisy=True,
+        settings={"rate": rate, "forgetting": forgetting},
+    )
+
+
+def auto(
+    *,
+    exploration: float = 0.2,
+    control: float = 0.05,
+    judged_by: Literal["updates", "time"] = "updates",
+    floor: float = 0.02,
+) -> Policy:
+    """Draw without bias by what is known of gradients, and fall back where that does not pay.
+
+    Chances are proportional to what each method gives, and the mixture of methods follows the
+    variance of the gradient estimate: fresh gradient norms of the last layer where there are any,
+    losses elsewhere. Rows are laid out by where they pull the model, so that those that are drawn
+    represent the others (`draw.by_pull`). A control arm is drawn evenly, the gain over uniform is
+    estimated all along, and where its interval excludes a gain, where losses turn non-finite or
+    drift, or where the arithmetic says that it cannot pay, rows are drawn evenly until it is over
+    (`paying`).
+
+    Args:
+        exploration: share of the draw that is even, in (0, 1]; weights are at most 1/exploration.
+        control: share of the stream that is the control arm, in (0, 1).
+        judged_by: what it must not lose to uniform at: as many "updates", or the same "time".
+        floor: least weight of each method, in [0, 1/M].
+
+    Raises:
+        ValueError: an argument out of its range.
+
+    >>> auto(control=0.1).watch.control
+    0.1
+    """
+    _check_exploration(exploration, floor)
+    return Policy(
+        name="auto",
+        importances=importances.proportional,
+        method_losses=expected_losses,
+        choose=partial(draw.unbiased, exploration=exploration, order=draw.by_pull),
+        learn=variance,
+        foresee=partial(foreseen_variance, exploration=exploration, floor=floor),
+        methods=("uniform", "big_loss", "gradient_size", "learnability"),
+        needs=frozenset({"last_layer_if_any"}),
+        floor=floor,
+        watch=Rules(control=control, judged_by=judged_by),
+        kernel=partial(auto_in_proportion, exploration=exploration, floor=floor),
+        settings={
+            "exploration": exploration,
+            "control": control,
+            "judged_by": judged_by,
+            "floor": floor,
+        },
+    )
+
+
+def _check_exploration(exploration: float, floor: float) -> None:
+    if not 0 < exploration <= 1:
+        raise ValueError(f"exploration must be in (0, 1], got {exploration}")
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor must be in [0, 1/M], got {floor}")
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "aligned": aligned,
+    "auto": auto,
+    "paper": paper,
+    "unbiased": unbiased,
+}
 """Policies by name, with their default settings when called."""
 
 

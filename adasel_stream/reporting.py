@@ -1,10 +1,15 @@
 """What selection tells the metrics and the record, without waiting for the device."""
 
+import math
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from adasel_stream.chooser import Chooser
+from adasel_stream.emitted import Emitted
 from adasel_stream.known import Judged
 from adasel_stream.late import Late
 from adasel_stream.lookups import Lookups
@@ -23,12 +28,16 @@ class Reporting:
         metrics: counters to add to.
         late: carries numbers from the device.
         lookups: told of fresh losses, or None without a record.
+        chooser: told whether selection pays.
     """
 
-    def __init__(self, metrics: Metrics, late: Late, lookups: Lookups | None) -> None:
+    def __init__(
+        self, metrics: Metrics, late: Late, lookups: Lookups | None, chooser: Chooser
+    ) -> None:
         self._metrics = metrics
         self._late = late
         self._lookups = lookups
+        self._chooser = chooser
 
     def count(self, judged: Judged) -> None:
         """Count candidates by where their losses come from."""
@@ -53,17 +62,66 @@ class Reporting:
             if not rest:
                 metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(every)
                 return
-            rows, weights, importances, method_weights, method_losses = rest
+            rows, weights, importances, method_weights, method_losses, *variances = rest
             known_rows = rows if told is None else rows[told[rows]]
             wanted = importances * method_weights
             agreed = (wanted / np.maximum(wanted.sum(1, keepdims=True), _TINY)).sum(0)
             metrics.observe_selection(
                 every, seen[known_rows], weights, method_weights, method_losses, agreed
             )
+            self._hear(variances[0] if variances else None, seen if fresh.all() else None)
 
         if chosen is None:
             self._late.send((losses,), arrive)
             return
         metrics.samples_selected += chosen.indices.shape[0]
         methods = (chosen.importances, chosen.method_weights, chosen.method_losses)
-        self._late.send((losses, chosen.indices, chosen.weights, *methods), arrive)
+        variances = () if chosen.variances is None else (chosen.variances,)
+        self._late.send((losses, chosen.indices, chosen.weights, *methods, *variances), arrive)
+
+    def compare(self, last: Emitted, losses: Tensor) -> None:
+        """Hear from fresh losses of the control arm, shape (batch_size,), whether selection pays.
+
+        These are rows that were chosen by what the record held; where all candidates were scored,
+        `report` has heard from them.
+        """
+        assert last.proposed is not None
+        proposed = last.proposed.to(losses.device, non_blocking=True)
+        even = last.inclusions.to(losses.device, non_blocking=True)
+        filled = last.weights.to(losses.device, non_blocking=True) > 0
+        finite = torch.isfinite(losses)
+        control = ~torch.isnan(proposed) & finite & filled
+        g = torch.where(control, losses, 0.0).square()
+        sums = [
+            (g * (1 / torch.where(control, proposed, 1.0) - 1)).sum(),
+            (g * (1 / torch.where(control, even, 1.0) - 1)).sum(),
+            torch.where(control, losses, 0.0).sum(),
+            control.sum(),
+            (filled & ~finite).sum(),
+            filled.sum(),
+        ]
+
+        def arrive(numbers: npt.NDArray[Any]) -> None:
+            ours, uniform, total, rows, broken, slots = numbers.tolist()
+            if slots:
+                mean = total / rows if rows else math.nan
+                self._told((ours, uniform) if rows else None, mean, broken / slots)
+
+        self._late.send((torch.stack([number.float() for number in sums]),), arrive)
+
+    def _hear(self, variances: npt.NDArray[Any] | None, seen: npt.NDArray[Any] | None) -> None:
+        """Hear from candidates that were all scored, shape (b,), or were not: None."""
+        if self._chooser.rules is None:
+            return
+        if seen is None:
+            self._told(None, math.nan, 0.0)
+            return
+        finite = seen[np.isfinite(seen)]
+        mean = float(finite.mean()) if finite.size else math.nan
+        both = None if variances is None else (float(variances[0]), float(variances[1]))
+        self._told(both, mean, 1 - finite.size / seen.size)
+
+    def _told(self, variances: tuple[float, float] | None, mean: float, nonfinite: float) -> None:
+        before = self._chooser.watch.reason
+        self._chooser.hear(variances, mean, nonfinite)
+        self._metrics.observe_watch(before, self._chooser.watch, self._chooser.gain)

@@ -4,18 +4,22 @@ The model is scored in eval mode and without gradients; afterwards its training 
 buffers, torch's random state and the grad mode are what they were.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from adasel_stream.errors import ScoreError
+from adasel_stream.heads import capture, find_head
 from adasel_stream.types import Batch, Scored
 
-__all__ = ["ModelScorer", "Score", "as_scored", "checked", "gradient_norms", "scorer_for"]
+__all__ = ["ModelScorer", "Score", "as_scored", "checked", "scorer_for"]
+
+_log = logging.getLogger(__name__)
 
 _Buffers: TypeAlias = dict[str, tuple[Tensor, int]]
 """Buffers by name, each with the version that its writes in place count up."""
@@ -35,10 +39,8 @@ class ModelScorer:
         model: the model that `score` calls.
         autocast: dtype to autocast the forward pass to, or None for none.
         last_layer: whether to capture the input of the last linear layer and the gradient of
-            the losses with respect to its output, for `gradient_norm`.
-
-    The gradient needs the loss alone to be differentiated, never the model: the graph starts
-    at the last layer's output.
+            the losses with respect to its output, as `heads` does: True for always, "if any" for
+            where there is such a layer.
 
     Raises:
         TypeError: an argument of another type.
@@ -58,7 +60,7 @@ class ModelScorer:
         model: nn.Module,
         *,
         autocast: torch.dtype | None = None,
-        last_layer: bool = False,
+        last_layer: bool | Literal["if any"] = False,
     ) -> None:
         if not callable(score):
             raise TypeError(f"score must be a function of a batch, got {type(score).__name__}")
@@ -71,7 +73,7 @@ class ModelScorer:
         self._score = score
         self._model = model
         self._autocast = autocast
-        self._last_layer = last_layer
+        self._last_layer: bool | Literal["if any"] = last_layer
         self._head: nn.Linear | None = None
         self._written: set[str] | None = None  # buffers seen to be written even in eval mode
 
@@ -79,14 +81,12 @@ class ModelScorer:
         """Give losses (b,) and, if asked for, residuals (b, c) and features (b, h).
 
         Raises:
-            ScoreError: `last_layer` was asked for and the losses do not come from one.
+            ScoreError: `last_layer` is True and the losses do not come from one.
         """
         with self._untouched(), self._autocasting():
-            if self._last_layer and self._head is None:
-                self._look_for_head(batch)
-            if self._head is None:
-                return as_scored(self._score(batch))
-            return self._capture(batch, self._head)
+            if self._last_layer:
+                return self._with_last_layer(batch)
+            return as_scored(self._score(batch))
 
     @contextmanager
     def _untouched(self) -> Generator[None]:
@@ -136,60 +136,46 @@ class ModelScorer:
         device = next((p.device.type for p in self._model.parameters()), "cpu")
         return torch.autocast(device, dtype=self._autocast)
 
-    def _look_for_head(self, batch: Batch) -> None:
-        called: list[nn.Linear] = []
-
-        def note(module: nn.Module, _args: object, _output: object) -> None:
-            if isinstance(module, nn.Linear):
-                called.append(module)
-
-        linear = [m for m in self._model.modules() if isinstance(m, nn.Linear)]
-        hooks = [module.register_forward_hook(note) for module in linear]
+    def _find_head(self, losses_of: Callable[[], Tensor], brought: list[Scored]) -> Scored:
+        """Score the first candidates, and find the layer whose quantities are captured."""
         try:
-            scored = as_scored(self._score(batch))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if scored.residuals is not None:  # the score brings its own
+            self._head, scored = find_head(self._model, losses_of)
+        except ScoreError as error:
+            (first,) = brought
+            if first.residuals is None and _one_a_row(first.losses):
+                if self._last_layer is True:
+                    raise
+                _log.warning("gradients of the last layer are not used: %s", error)
+            self._last_layer = self._last_layer and not _one_a_row(first.losses)
+            return first
+        if brought[0].residuals is not None:  # the score brings its own
             self._last_layer = False
-            return
-        if not called:
+            return brought[0]
+        return scored
+
+    def _with_last_layer(self, batch: Batch) -> Scored:
+        """Score, and capture last-layer quantities unless the score brings its own."""
+        brought: list[Scored] = []
+
+        def losses_of() -> Tensor:
+            brought[:] = [as_scored(self._score(batch))]
+            return brought[0].losses
+
+        if self._head is None:
+            return self._find_head(losses_of, brought)
+        scored = capture(self._head, losses_of)
+        if scored.residuals is None and _one_a_row(brought[0].losses):
             raise ScoreError(
-                f"no nn.Linear of {type(self._model).__name__} took part in scoring, so there is "
-                "no last layer to take gradient norms from; let score return "
-                "Scored(losses, residuals, features)"
+                f"the losses of {len(scored.losses)} rows do not follow the last linear layer, "
+                "which those of the first candidates did; let score take the same way through the "
+                "model for every batch, or let it return Scored(losses, residuals, features)"
             )
-        self._head = called[-1]
+        return scored
 
-    def _capture(self, batch: Batch, head: nn.Linear) -> Scored:
-        seen: list[tuple[Tensor, Tensor]] = []
 
-        def start_graph(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            leaf = output.detach().requires_grad_()
-            seen.append((args[0].detach(), leaf))
-            torch.set_grad_enabled(True)  # `_untouched` sets it back
-            return leaf
-
-        hook = head.register_forward_hook(start_graph)
-        try:
-            losses = as_scored(self._score(batch)).losses
-        finally:
-            hook.remove()
-        if not (seen and isinstance(losses, Tensor) and losses.ndim):
-            return Scored(losses)
-        features, output = seen[-1]
-        residuals = None
-        if losses.requires_grad:
-            (residuals,) = torch.autograd.grad(
-                losses, output, torch.ones_like(losses), allow_unused=True
-            )
-        if residuals is None or output.shape[0] != losses.shape[0]:
-            raise ScoreError(
-                f"the last linear layer gave an output of shape {tuple(output.shape)} that the "
-                f"losses, shape {tuple(losses.shape)}, do not follow row by row; let score return "
-                "Scored(losses, residuals, features)"
-            )
-        return Scored(losses.detach(), residuals, features)
+def _one_a_row(losses: object) -> bool:
+    """Say whether these can be losses of rows; what cannot is refused by `checked`."""
+    return isinstance(losses, Tensor) and losses.ndim == 1 and losses.is_floating_point()
 
 
 def scorer_for(
@@ -197,7 +183,7 @@ def scorer_for(
     model: nn.Module | None,
     *,
     autocast: torch.dtype | None,
-    last_layer: bool,
+    last_layer: bool | Literal["if any"],
 ) -> Score | None:
     """Wrap the score in a `ModelScorer` where there is a model; arguments as there.
 
@@ -258,21 +244,3 @@ def checked(scored: Scored, rows: int) -> Scored:
     # one dtype all along: known losses are float32, and methods must not see two in one run
     last_layer = (scored.residuals, scored.features)
     return Scored(losses.detach().float(), *(v if v is None else v.detach() for v in last_layer))
-
-
-def gradient_norms(scored: Scored) -> Tensor | None:
-    """Bound each row's gradient norm by its last layer: ‖∂l/∂z‖ · ‖[h, 1]‖, shape (b,).
-
-    Dimensions between the rows and the last one, such as tokens, are summed over.
-
-    Source: Katharopoulos and Fleuret 2018, section 3.2.
-
-    >>> scored = Scored(torch.ones(1), torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2))
-    >>> gradient_norms(scored)
-    tensor([5.])
-    """
-    if scored.residuals is None or scored.features is None:
-        return None
-    residual: Tensor = torch.linalg.vector_norm(scored.residuals.float(), dim=-1)
-    feature = (scored.features.float().square().sum(-1) + 1).sqrt()
-    return (residual * feature).flatten(1).sum(1) if residual.ndim > 1 else residual * feature

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -16,14 +17,18 @@ from adasel_stream.decoding import Decoder
 from adasel_stream.emitted import Emitted
 from adasel_stream.known import Judged, KnownLosses
 from adasel_stream.late import Late
+from adasel_stream.lookups import Int64s
 from adasel_stream.metrics import Metrics
 from adasel_stream.reporting import Reporting
-from adasel_stream.rows import Leaves, place, row_count
+from adasel_stream.rows import Leaves, joined_rows, place, row_count
 from adasel_stream.types import Batch, Feedback, Ids, Selection
 
 __all__ = ["Selector"]
 
-SHOWN = ("method_weight_ratio", "method_loss", "selection_effective_ratio")
+SHOWN = (
+    *("method_weight_ratio", "method_loss", "selection_effective_ratio"),
+    *("gain_ratio", "fallback_ratio", "stream_loss"),
+)
 """What metrics show of the last selection: after a resume it is still the last one."""
 
 
@@ -61,8 +66,14 @@ class Selector:
         self._rows = self._empty_rows(batch_size)
         self._metrics = metrics
         self._template: Batch = None
+        self._window: list[tuple[Batch, Leaves, Int64s | None]] = []
         self._late = Late()
-        self._reporting = Reporting(metrics, self._late, known.lookups)
+        self._reporting = Reporting(metrics, self._late, known.lookups, chooser)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of an emitted batch, or None while nobody knows."""
+        return self._batch_size if self._rows is None else self._rows.batch_size
 
     @property
     def full(self) -> bool:
@@ -105,25 +116,45 @@ class Selector:
         taken = {name: leaves.pop(name) for name in Emitted._fields if name in leaves}
         return trees.rebuild(self._template, leaves), Emitted(**cast("dict[str, Any]", taken))
 
-    def offer(self, batch: Batch) -> None:
-        """Find the losses of a candidate batch, choose from it and keep what was chosen.
+    def take(self, batch: Batch) -> int:
+        """Look up a candidate batch and let it wait for the others of its window.
+
+        Returns:
+            how many rows it has.
 
         Raises:
-            BatchError, ScoreError, MethodError: the batch, its losses or a method's preferences
-                cannot be used; nothing was chosen from it.
-            DecodeError: candidates that are to be scored cannot be decoded.
+            BatchError: the batch cannot be used; it is left out.
         """
         leaves = trees.flatten(batch)
         rows = row_count(leaves)
         if rows == 0:
-            return
+            return 0
         with self._metrics.phase("score"):
             lookups = self._known.lookups
             ids = None if lookups is None else lookups.recognise(batch, rows)
             if self._decoder is None:  # else what was decoded is placed
                 batch, leaves = self._placed(batch, leaves)
             self._expect(batch, leaves, rows)
-            self._known.offer(batch, leaves, ids)
+        self._window.append((batch, leaves, ids))
+        return rows
+
+    def choose(self) -> None:
+        """Find the losses of the window, choose from it and keep what was chosen.
+
+        Raises:
+            ScoreError, MethodError: the losses or a method's preferences cannot be used; nothing
+                was chosen from the window.
+            DecodeError: candidates that are to be scored cannot be decoded.
+        """
+        window, self._window = self._window, []
+        if not window:
+            return
+        with self._metrics.phase("score"):
+            batches, leaves, names = zip(*window, strict=True)
+            ids = [one for one in names if one is not None]
+            known = np.concatenate(ids) if ids else None
+            self._known.offer(batches, joined_rows(list(leaves)), known)
+        del window, batches, leaves
         self._choose_all(rest=False)
 
     def finish(self) -> None:
@@ -136,6 +167,8 @@ class Selector:
         losses = losses.detach().float()
         if last.ids is not None:
             self._remember(last, losses)
+        if last.proposed is not None:
+            self._reporting.compare(last, losses)
         if not self._chooser.learns:
             return
         device = last.weights.device
@@ -232,12 +265,17 @@ class Selector:
             self._count_decoded()
             if judged is None:
                 return
+            failure = self._known.failure
+            if failure is not None:
+                self._metrics.samples_dropped["score_error"] += failure.rows
             with self._metrics.phase("select"):
                 self._choose(judged)
+            if failure is not None:
+                raise failure.error
 
     def _judged(self, rest: bool) -> Judged | None:
         try:
-            return self._known.judge(self._template, rest=rest)
+            return self._known.judge(self._template, rest=rest, scoring=self._chooser.wants_losses)
         except Exception:  # whatever a score raises: its rows are gone with it
             self._metrics.samples_dropped["score_error"] += self._known.in_hand
             self._count_decoded()
@@ -245,7 +283,7 @@ class Selector:
 
     def _choose(self, judged: Judged) -> None:
         self._reporting.count(judged)
-        chosen = self._chooser.choose(judged.scored)
+        chosen = self._chooser.choose(judged.scored, **judged.company, known=judged.known)
         if chosen is not None:
             self._keep(judged, chosen)
         self._reporting.report(judged, chosen)
@@ -265,6 +303,11 @@ class Selector:
             "inclusions": chosen.inclusions,
             "importances": chosen.importances,
         }
+        if chosen.proposed is not None and judged.ids is not None:
+            # fresh losses of all candidates have told already
+            told = bool(judged.fresh.all())
+            unknown = torch.full_like(chosen.proposed, torch.nan)
+            remembered["proposed"] = unknown if told else chosen.proposed
         # on a CPU no more rows were asked for than may be chosen
         void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
         if isinstance(self._rows, DecodedRows):

@@ -7,16 +7,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from adasel_stream.keys import Ids
+from adasel_stream.last_layer import LastLayer, alignments, mean_gradient
 from adasel_stream.ranking import ascending, average_ranks
-
-if TYPE_CHECKING:
-    from adasel_stream.last_layer import LastLayer
 
 __all__ = [
     "Batch",
@@ -60,6 +58,13 @@ class Scored:
     residuals: Tensor | None = None
     features: Tensor | None = None
 
+    @property
+    def last_layer(self) -> LastLayer | None:
+        """Residuals and features together, or None where one of them is missing."""
+        if self.residuals is None or self.features is None:
+            return None
+        return LastLayer(self.residuals, self.features)
+
 
 @dataclass(frozen=True)
 class LossBatch:
@@ -80,17 +85,21 @@ class LossBatch:
             None where no method asks for them.
         control: rows of the control arm, which are drawn evenly whatever the scores, shape (b,),
             bool, or None without one.
+        even: whether all rows are drawn evenly; the control arm is then all of them.
+        compared: whether the draw shall be compared with an even one.
     """
 
     losses: Tensor
     noise: Tensor | None = None
     gradient_norms: Tensor | None = None
     finite: Tensor | None = None
-    last_layer: "LastLayer | None" = None
+    last_layer: LastLayer | None = None
     reference: Tensor | None = None
     previous: Tensor | None = None
     window: Tensor | None = None
     control: Tensor | None = None
+    even: bool = False
+    compared: bool = False
 
     @classmethod
     def of(
@@ -126,6 +135,23 @@ class LossBatch:
             return self.losses.shape[0]
         return self.finite.sum(dtype=self.losses.dtype)
 
+    @property
+    def magnitudes(self) -> Tensor:
+        """What is known of gradient norms: their bounds, or else the losses' size, shape (b,)."""
+        return self.losses.abs() if self.gradient_norms is None else self.gradient_norms
+
+    @cached_property
+    def alignments(self) -> Tensor:
+        """Inner product of each row's last-layer gradient with that of all rows, shape (b,)."""
+        assert self.last_layer is not None, "who asks has looked"
+        return alignments(self.last_layer, self.gradient).to(self.losses.dtype)
+
+    @cached_property
+    def gradient(self) -> Tensor:
+        """Mean last-layer gradient of all rows, up to a factor where rows are masked."""
+        assert self.last_layer is not None, "who asks has looked"
+        return mean_gradient(self.last_layer)
+
     @cached_property
     def order(self) -> Tensor:
         """Rows by ascending loss, masked ones first, shape (b,); sorted once."""
@@ -157,13 +183,13 @@ class LossBatch:
 class Preference(NamedTuple):
     """How much a method wants each candidate; the larger, the rather.
 
-    The first three are functions without arguments, so that only the reading in use is computed.
+    The first three are functions, so that only the reading in use is computed.
 
     Attributes:
         values: gives shape (b,), finite; softmax and proportional importances are made of it.
         ranks: gives the same as average ranks in [0, count-1], shape (b,); set where a method
             depends on the losses only through their order, and so needs no sort of its own.
-        order: gives what the method's own top-k goes by, shape (b,); set where that is not
+        order: gives for a k what the method's own top-k goes by, shape (b,); set where that is not
             `values`.
         proportional: whether the values are chances up to a factor, as in "twice as often"; a
             draw then shares in proportion to them, whatever reading of Eq. (2) the policy has.
@@ -171,7 +197,7 @@ class Preference(NamedTuple):
 
     values: Callable[[], Tensor]
     ranks: Callable[[], Tensor] | None = None
-    order: Callable[[], Tensor] | None = None
+    order: Callable[[int], Tensor] | None = None
     proportional: bool = False
 
 
@@ -195,8 +221,8 @@ class Selection:
             every slot is filled.
         proposed: for rows of the control arm the π that the scores alone would have given, NaN
             for others, shape (k,); None without a control arm.
-        variances: of the gradient estimate under the scores' π and under an even draw, up to a
-            common factor, shape (2,); None where the policy does not weigh them.
+        variances: of the gradient estimate, drawn by the scores and drawn evenly, up to a common
+            factor, shape (2,); None where they were not compared.
     """
 
     indices: Tensor

@@ -1,20 +1,33 @@
 """How method weights move: Eq. (3) and the updates that stay useful on an endless stream.
 
 `loss_ratio` and `progress` look at the losses of what each method would choose, before the
-choice; `variance` looks at fresh losses of what was trained on, after it. All work on log w,
+choice; `variance` looks at fresh losses of what was trained on, after it. `foreseen_variance` and
+`alignment` look at the last layer's gradients of all candidates, before it. All work on log w,
 because the printed product underflows within some ten thousand steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from adasel_stream.types import Feedback, State
+from adasel_stream.errors import MethodError
+from adasel_stream.importances import picks
+from adasel_stream.last_layer import cosine, mean_gradients
+from adasel_stream.types import Feedback, LossBatch, Preference, State
 
-__all__ = ["Learn", "Update", "loss_ratio", "mixed", "progress", "variance"]
+__all__ = [
+    "Learn",
+    "Update",
+    "alignment",
+    "foreseen_variance",
+    "loss_ratio",
+    "mixed",
+    "progress",
+    "variance",
+]
 
 SMALLEST_LOSS = 1e-12
 """A previous method loss this small cannot be divided by; Eq. (3) then changes nothing."""
@@ -24,6 +37,15 @@ LARGEST_CHANGE = 100.0
 
 LARGEST_FALL = 1e15
 """Bound of a smoothed method loss's fall, whose square must stay finite in float32."""
+
+RATE = 0.1
+"""η of `variance`."""
+
+FORGETTING = 0.005
+"""Share of log w that `variance` loses at each step; drift is followed within some 200 updates."""
+
+LARGEST_GAIN = 5.0
+"""Bound of a method's gain in `variance`, so that one outlier cannot decide."""
 
 Update: TypeAlias = Callable[[State, Tensor], State]
 """From the state and the method losses of a candidate batch, (M,), to new log weights."""
@@ -104,9 +126,9 @@ def variance(
     state: State,
     feedback: Feedback,
     *,
-    rate: float = 0.1,
-    forgetting: float = 0.005,
-    largest_gain: float = 5.0,
+    rate: float = RATE,
+    forgetting: float = FORGETTING,
+    largest_gain: float = LARGEST_GAIN,
 ) -> State:
     """Favour methods that would have drawn the rows with large gradients more often.
 
@@ -131,3 +153,76 @@ def variance(
     gain = (share / p) @ feedback.importances / torch.where(total > 0, total, 1.0)
     push = torch.where(total > 0, gain.clamp(0.0, largest_gain) - 1, 0.0)
     return replace(state, log_weights=(1 - forgetting) * state.log_weights + rate * push)
+
+
+def foreseen_variance(
+    state: State,
+    importances: Tensor,
+    preferences: Sequence[Preference],
+    batch: LossBatch,
+    k: int,
+    *,
+    exploration: float,
+    floor: float,
+) -> State:
+    """Do as `variance` does, from all candidates before the choice, if their norms are known.
+
+    The weights then depend on the candidates, never on the draw, so that it stays unbiased.
+
+    Args:
+        state: the state before.
+        importances: α, shape (M, b).
+        preferences: of the M methods.
+        batch: the candidates.
+        k: how many will be chosen.
+        exploration: share of the draw that is even, in (0, 1].
+        floor: least weight of each method.
+    """
+    del preferences, k
+    norms = batch.gradient_norms
+    if norms is None:
+        return state
+    mixture = mixed(state.log_weights, floor) @ importances
+    p = (1 - exploration) * mixture + exploration / norms.shape[0]
+    usable = torch.ones_like(norms, dtype=torch.bool) if batch.finite is None else batch.finite
+    return variance(state, Feedback(norms, importances.T, p, torch.ones_like(p), usable))
+
+
+def alignment(
+    state: State,
+    importances: Tensor,
+    preferences: Sequence[Preference],
+    batch: LossBatch,
+    k: int,
+    *,
+    rate: float = 0.5,
+    forgetting: float = 0.05,
+) -> State:
+    """Favour methods whose own k rows have a gradient along that of all candidates.
+
+    Hedge with forgetting: log w ← (1-f) log w + η cos(G_m, G), with G the last layer's mean
+    gradient of all candidates and G_m that of the k rows which method m alone would choose.
+
+    Args:
+        state: the state before.
+        importances: α, shape (M, b).
+        preferences: of the M methods.
+        batch: the candidates.
+        k: how many rows each method would choose.
+        rate: η, above 0.
+        forgetting: f, in [0, 1).
+
+    Raises:
+        MethodError: the batch has no last layer.
+
+    Source: design of this package; Freund and Schapire 1997 for Hedge.
+    """
+    last = batch.last_layer
+    if last is None:
+        raise MethodError(
+            "the policy 'aligned' needs last-layer quantities, the batch has only losses; give "
+            "the loader model= with a linear last layer and no record=, or let score return "
+            "Scored(losses, residuals, features)"
+        )
+    rewards = cosine(mean_gradients(last, picks(preferences, batch, k)), batch.gradient)
+    return replace(state, log_weights=(1 - forgetting) * state.log_weights + rate * rewards)

@@ -9,6 +9,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from adasel_stream.metrics import Metrics
+from adasel_stream.paying import Gain, Watch
 from adasel_stream.record import LossRecord
 from adasel_stream.staleness import Staleness
 
@@ -40,6 +41,7 @@ def busy() -> Metrics:
     metrics.watch(record=record, staleness=staleness)
     two = np.array([0.5, 0.5])
     metrics.observe_selection(two, two, two, two, two, two)
+    metrics.observe_watch("", Watch(reason="drift", level=(0.5, 0.1, 7)), Gain(0.5, 0.4, 0.6))
     metrics.observe_checkpoint()
     return metrics
 

@@ -13,11 +13,12 @@ from adasel_stream import importances, policies
 from adasel_stream.adaselection import Policy, curriculum, log_scores, step
 from adasel_stream.draw import top
 from adasel_stream.errors import MethodError
-from adasel_stream.methods import METHODS, resolve_methods
+from adasel_stream.methods import resolve_methods
 from adasel_stream.types import LossBatch, Selection, State
 from tests import reference
 from tests.candidates import DTYPES, close, finite_part, generator, of_vector, offered
 from tests.strategies import (
+    METHODS,
     VECTORS,
     Array,
     any_losses,
@@ -27,6 +28,8 @@ from tests.strategies import (
     seeds,
     tame_losses,
 )
+
+PAPERS = resolve_methods(METHODS)
 
 POLICIES = pytest.mark.parametrize("policy", [policies.paper(), policies.unbiased()])
 
@@ -94,18 +97,18 @@ def test_paper_steps_are_the_references(
 ) -> None:
     """Weights, method losses and choices agree over several batches."""
     policy = policies.paper(beta=beta, curriculum_exponent=exponent)
-    state = State.initial(len(METHODS), dtype=torch.float64)
+    state = State.initial(len(PAPERS), dtype=torch.float64)
     log_weights, before = (
-        np.full(len(METHODS), -np.log(len(METHODS))),
-        np.full(len(METHODS), np.nan),
+        np.full(len(PAPERS), -np.log(len(PAPERS))),
+        np.full(len(PAPERS), np.nan),
     )
     for t, losses in enumerate(batches, start=1):
         batch = offered(losses, seed=seed + t)
         _, known = finite_part(losses, batch)
         k = reference.number_selected(len(losses), 0.3)
-        state, selection = step(state, batch, k, METHODS, policy)
-        alphas = array([reference.importances("softmax", m, known, k) for m in METHODS])
-        now = array([losses[reference.picks(m, known, k)].mean() for m in METHODS])
+        state, selection = step(state, batch, k, PAPERS, policy)
+        alphas = array([reference.importances("softmax", m, known, k) for m in PAPERS])
+        now = array([losses[reference.picks(m, known, k)].mean() for m in PAPERS])
         log_weights, before = reference.eq3(log_weights, before, now, beta), now
         want = reference.eq5(reference.eq4(losses, t, exponent), np.exp(log_weights), alphas)
         close(selection.method_weights, np.exp(log_weights), 1e-7)
@@ -269,7 +272,7 @@ def test_policies_refuse_what_cannot_be() -> None:
         (partial(policies.paper, beta=1.5), ValueError, r"beta must be in \[-1, 1\], got 1.5"),
         (partial(policies.unbiased, exploration=0.0), ValueError, "exploration"),
         (partial(policies.unbiased, floor=-0.1), ValueError, "floor"),
-        (partial(policies.resolve_policy, "papre"), ValueError, "known are paper, unbiased"),
+        (partial(policies.resolve_policy, "papre"), ValueError, "known are aligned, auto, paper"),
     ]
     for build, kind, message in wrong:
         with pytest.raises(kind, match=message):

@@ -80,6 +80,8 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
         "Preference",
         "Scored",
         "SelectingLoader",
+        "aligned",
+        "auto",
         "load_checkpoint",
         "paper",
         "save_checkpoint",

@@ -17,7 +17,7 @@ def judge(known: KnownLosses, batch: Rows, *, rest: bool = False) -> list[Judged
     """Offer a batch of rows; get all candidates whose losses are there."""
     leaves = flatten(batch)
     ids = None if known.lookups is None else known.lookups.recognise(batch, len(batch["id"]))
-    known.offer(batch, leaves, ids)
+    known.offer([batch], leaves, ids)
     template, judged = emptied(batch, leaves), list[Judged]()
     while (one := known.judge(template, rest=rest)) is not None:
         judged.append(one)

@@ -34,7 +34,7 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         ({"autocast": "bf16", "model": MODEL}, TypeError, "autocast must be a dtype such as torch"),
         ({"record": LossRecord(capacity=16)}, ValueError, "record= needs ids=: the key of a batch"),
         ({"record": {}, "ids": "id"}, TypeError, "record must be a LossRecord, got dict"),
-        ({"policy": "best"}, ValueError, "unknown policy 'best'; known are paper, unbiased"),
+        ({"policy": "best"}, ValueError, "unknown policy 'best'; known are aligned, auto, paper"),
         ({"policy": 3}, TypeError, "policy must be a name or a Policy, got int"),
         ({"methods": ["worst"]}, ValueError, "unknown method 'worst'; known are uniform, "),
         ({"methods": []}, ValueError, "methods must name at least one method, got none"),
@@ -63,7 +63,7 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         (
             {"methods": ["gradient_norm"], "record": LossRecord(capacity=16), "ids": "id"},
             ValueError,
-            "method 'gradient_norm' needs a forward pass of every row and record= skips it",
+            "'gradient_norm' .* need a forward pass of every row and record= skips it",
         ),
     ],
 )

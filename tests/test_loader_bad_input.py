@@ -82,7 +82,8 @@ def test_a_batch_without_a_finite_loss_changes_nothing(policy: str) -> None:
     """Neither the method weights nor the draws of the batches after it."""
     good = [[float(i * j % 7) for i in range(8)] for j in range(1, 5)]
     whole = check(stream(*good), policy)
-    seen = [b["id"].tolist() for b in SelectingLoader(stream(*good), score=loss, sampling_rate=0.5)]
+    plain = SelectingLoader(stream(*good), score=loss, sampling_rate=0.5, policy="unbiased")
+    seen = [b["id"].tolist() for b in plain]
     bad = check(stream(good[0], [NAN] * 8, *good[1:]), policy)
     assert bad.metrics.method_weight_ratio == whole.metrics.method_weight_ratio
     again = SelectingLoader(
@@ -186,7 +187,12 @@ def test_a_batch_that_a_method_fails_on_leaves_the_rate_exact() -> None:
         return batch.losses
 
     loader = SelectingLoader(
-        batches([8] * 5), score=loss, sampling_rate=0.5, methods=[sometimes], batch_size=4
+        batches([8] * 5),
+        score=loss,
+        sampling_rate=0.5,
+        methods=[sometimes],
+        batch_size=4,
+        window=1,
     )
     with pytest.raises(KeyError) as raised:
         list(loader)

@@ -327,7 +327,9 @@ def test_rows_that_fail_before_their_score_raises_count_once() -> None:
         losses: Tensor = batch["loss"]
         return losses
 
-    loader = SelectingLoader(Stream((8, 8)), score=score, sampling_rate=0.5, decode=decode)
+    loader = SelectingLoader(
+        Stream((8, 8)), score=score, window=1, sampling_rate=0.5, decode=decode
+    )
     with pytest.raises(RuntimeError, match="no memory"):
         list(loader)
     dropped = loader.metrics.samples_dropped

@@ -54,9 +54,10 @@ def test_a_stateless_source_is_replayed_where_that_is_allowed() -> None:
 )
 def test_a_snapshot_of_other_settings_is_refused(options: dict[str, Any], message: str) -> None:
     """The message names both."""
-    first = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
+    usual: dict[str, Any] = {"score": loss, "sampling_rate": 0.5, "policy": "unbiased"}
+    first = SelectingLoader(Stream(), **usual)
     next(iter(first))
-    second = SelectingLoader(Stream(), **{"score": loss, "sampling_rate": 0.5, **options})
+    second = SelectingLoader(Stream(), **{**usual, **options})
     with pytest.raises(ValueError, match=message):
         second.load_state_dict(first.state_dict())
 
@@ -76,7 +77,7 @@ def test_a_snapshot_of_another_record_is_refused() -> None:
 def test_a_state_of_another_format_is_refused(state: dict[str, Any]) -> None:
     """The message names both versions."""
     loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
-    with pytest.raises(ValueError, match=r"has format .*, this version reads 2"):
+    with pytest.raises(ValueError, match=r"has format .*, this version reads 3"):
         loader.load_state_dict(state)
 
 

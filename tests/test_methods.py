@@ -36,9 +36,9 @@ EVERY_METHOD = pytest.mark.parametrize("method", PAPERS_METHODS)
 
 
 def test_the_seven_methods_are_the_papers() -> None:
-    """The registry holds section 3.1's list; the default leaves out what needs more than losses."""
-    assert tuple(METHODS) == PAPERS_METHODS
-    assert set(DEFAULT_METHODS) == set(METHODS) - {"gradient_norm", "adaboost"}
+    """The registry begins with section 3.1's list; the default leaves out what needs more."""
+    assert tuple(METHODS)[:7] == PAPERS_METHODS
+    assert set(DEFAULT_METHODS) == set(PAPERS_METHODS) - {"gradient_norm", "adaboost"}
 
 
 @DTYPES
@@ -123,7 +123,7 @@ def test_preferences_are_finite_and_leave_their_inputs_alone(
     preference = preference_of(method, batch)
     outputs = [preference.values(), ranks_of(preference, batch)]
     if preference.order is not None:
-        outputs.append(preference.order())
+        outputs.append(preference.order(2))
     for output in outputs:
         assert output.shape == batch.losses.shape
         assert torch.isfinite(output[batch.finite]).all()

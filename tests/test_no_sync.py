@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adasel_stream import LossBatch, LossRecord, PendingLabels, SelectingLoader, paper, unbiased
-from adasel_stream.methods import METHODS
+from adasel_stream import LossBatch, LossRecord, PendingLabels, SelectingLoader
+from adasel_stream.methods import METHODS, NEEDS
+from adasel_stream.policies import aligned, auto, paper, unbiased
 from tests.streams import Rows, Stream, loss
 from tests.waiting import (
     DEVICE,
@@ -23,9 +24,15 @@ POLICIES = {
     "progress": unbiased(update="progress"),
     "paper": paper(),
     "curriculum": paper(curriculum_exponent=-0.5),
+    "auto": auto(),
 }
 policies = pytest.mark.parametrize("policy", POLICIES)
-by_loss = [name for name in METHODS if name != "gradient_norm"]
+WITH_LAST_LAYER = {**POLICIES, "aligned": aligned()}
+by_loss = [
+    name
+    for name, method in METHODS.items()
+    if name != "adaboost" and not NEEDS[method] & {"last_layer", "reference"}
+]
 
 
 def stream_on(device: str) -> list[Rows]:
@@ -48,8 +55,8 @@ def training_loader(
         score=lambda batch: squared_error(model, batch),
         model=model,
         sampling_rate=0.5,
-        policy=POLICIES[policy],
-        methods=by_loss if recorded else [*by_loss, "gradient_norm"],
+        policy=WITH_LAST_LAYER[policy],
+        methods=by_loss if recorded else [*by_loss[1:], "gradient_norm", "alignment"],
         record=LossRecord(capacity=100) if recorded else None,
         ids=(lambda batch: batch["id"].numpy()) if recorded else None,
     )
@@ -90,6 +97,7 @@ def test_a_step_waits_for_nothing(policy: str, monkeypatch: pytest.MonkeyPatch) 
             policy=POLICIES[policy],
             methods=by_loss,
             batch_size=4,
+            window=1,
         )
         emitted = 0
         for batch in loader:
@@ -102,11 +110,15 @@ def test_a_step_waits_for_nothing(policy: str, monkeypatch: pytest.MonkeyPatch) 
     assert loader.metrics.telemetry_lag_parcels == 8
 
 
-@policies
+@pytest.mark.parametrize("policy", WITH_LAST_LAYER)
 def test_scoring_with_a_model_waits_for_nothing(
     policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither the forward pass, nor its traces in the model, nor the last layer's gradient."""
+    """Neither the forward pass, nor its traces in the model, nor the last layer's gradient.
+
+    That losses follow the head row by row is looked at once, at the first candidates.
+    """
+    monkeypatch.setattr("adasel_stream.heads._all_zero", lambda tensors: bool(tensors))
     with pretended_device(monkeypatch):
         with torch.device(DEVICE):
             model = small_model()
@@ -203,10 +215,15 @@ def test_the_proof_finds_columns_that_stay_on_the_host(
             list(SelectingLoader(batches, score=score, sampling_rate=0.5))
 
 
-@policies
-@pytest.mark.parametrize("recorded", [False, True])
-def test_on_a_cpu_no_waiting_operation_is_called(policy: str, recorded: bool) -> None:
+@pytest.mark.parametrize(
+    ("policy", "recorded"),
+    [*((name, False) for name in WITH_LAST_LAYER), *((name, True) for name in POLICIES)],
+)
+def test_on_a_cpu_no_waiting_operation_is_called(
+    policy: str, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same code runs with numbers, and calls nothing that would wait on a device."""
+    monkeypatch.setattr("adasel_stream.heads._all_zero", lambda tensors: bool(tensors))
     model = small_model()
     source = Stream((8, 8, 3, 8, 16, 8))
     loader = training_loader(model, source, policy, recorded=recorded)

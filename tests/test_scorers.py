@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adasel_stream.errors import ScoreError
-from adasel_stream.scorers import ModelScorer, checked, gradient_norms, scorer_for
+from adasel_stream.last_layer import gradient_norms
+from adasel_stream.scorers import ModelScorer, checked, scorer_for
 from adasel_stream.types import Scored
 from tests.streams import labelled
 
@@ -75,6 +76,12 @@ how = pytest.mark.parametrize(
     ("last_layer", "autocast"),
     [(False, None), (True, None), (False, torch.bfloat16), (True, torch.bfloat16)],
 )
+
+
+def norms_of(scored: Scored) -> Tensor:
+    """Give the gradient norms of rows whose last layer was captured."""
+    assert scored.last_layer is not None
+    return gradient_norms(scored.last_layer)
 
 
 @how
@@ -181,7 +188,7 @@ def test_autocast_is_on_while_scoring_and_losses_come_as_float32() -> None:
         scored = checked(scorer(labelled()[0]), 16)
         assert scored.losses.dtype == torch.float32
     assert set(dtypes) == {torch.bfloat16}
-    norms = gradient_norms(scored)
+    norms = norms_of(scored)
     assert norms is not None
     assert norms.dtype == torch.float32
 

@@ -11,8 +11,8 @@ from adasel_stream.demo.served import ServedArm
 from adasel_stream.demo.serving import Serving
 from adasel_stream.demo.stopwatch import Stopwatch
 from adasel_stream.loader import SelectingLoader
-from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.metrics import Metrics
+from adasel_stream.policies import auto
 
 __all__ = [
     "ADASELECTION",
@@ -119,7 +119,7 @@ def _plans(
     same_cost = min(1.0, sampling_rate + 1 / (1 + BACKWARD_FORWARDS))
     ours, theirs = (SCORING, SCORING_COST) if beside_serving else (ADASELECTION, SAME_COST)
     return [
-        (ours, DEFAULT_METHODS, sampling_rate, BY_SCORING),
+        (ours, auto().methods, sampling_rate, BY_SCORING),
         (UNIFORM, ("uniform",), sampling_rate, EVEN),
         (theirs, ("uniform",), same_cost, EVEN),
     ]
@@ -135,12 +135,13 @@ def _selecting(
     charges: Charges,
 ) -> SelectingArm:
     watch = Stopwatch()
+    policy = "auto" if len(methods) > 1 else "unbiased"
     metrics = Metrics(
         methods,
         run=name,
         sampling_rate=sampling_rate,
         batch_size=BATCH_SIZE,
-        policy="unbiased",
+        policy=policy,
         clock=watch,
     )
     loader = SelectingLoader(
@@ -148,7 +149,7 @@ def _selecting(
         score=learner.score,
         model=learner.network,
         sampling_rate=sampling_rate,
-        policy="unbiased",
+        policy=policy,
         methods=methods,
         batch_size=BATCH_SIZE,
         seed=seed,

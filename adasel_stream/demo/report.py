@@ -221,7 +221,7 @@ def _facts(facts: Mapping[str, Any], elapsed_s: float) -> dict[str, str]:
     return {
         "samples of an update": str(BATCH_SIZE),
         "optimizer": f"Adam, learning rate {LEARNING_RATE:g}",
-        "policy": "unbiased",
+        "policy": "auto",
         "data": f"{facts['source']['package']} {facts['source']['version']}",
         "wall time": f"{elapsed_s:.0f} s",
     }

@@ -12,8 +12,8 @@ from adasel_stream.demo.serving import Serving
 from adasel_stream.demo.stopwatch import Stopwatch
 from adasel_stream.errors import AdaselError
 from adasel_stream.loader import SelectingLoader
-from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.metrics import Metrics
+from adasel_stream.policies import auto
 from adasel_stream.record import LossRecord
 from adasel_stream.serving import LossFeed
 from adasel_stream.types import Batch
@@ -74,11 +74,11 @@ class ServedArm:
         self._ahead_rows = ahead_rows
         self._watch = Stopwatch()
         self.metrics = Metrics(
-            list(DEFAULT_METHODS),
+            list(auto().methods),
             run=name,
             sampling_rate=sampling_rate,
             batch_size=BATCH_SIZE,
-            policy="unbiased",
+            policy="auto",
             clock=self._watch,
         )
         waiting = min(2 * turn_rows + ahead_rows, learner.progressive.rows)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from adasel_stream.paying import REASONS
 from adasel_stream.record.evicted import EVICTED_AGE_BOUNDS_S
 
 __all__ = [
@@ -115,6 +116,34 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         "Updates of the method weights by losses of training steps; only policies that learn "
         "from those make any.",
+    ),
+    Family(
+        "gain_ratio",
+        "gauge",
+        "Share of a uniform draw's gradient variance that selection removes, with an interval of "
+        "two standard errors; above 0 it pays.",
+        "bound",
+        ("mean", "low", "high"),
+    ),
+    Family(
+        "fallback_ratio",
+        "gauge",
+        "1 while rows are drawn evenly for this reason, else 0.",
+        "reason",
+        REASONS,
+    ),
+    Family(
+        "policy_switches",
+        "counter",
+        "Falls back to an even draw by their reason, and returns to selection.",
+        "to",
+        (*REASONS, "selection"),
+    ),
+    Family(
+        "stream_loss",
+        "gauge",
+        "Smoothed mean loss of the stream, of rows that no choice has touched: of all scored "
+        "candidates, or of the control arm.",
     ),
     Family("loss", "histogram", "Per-sample loss.", "set", ("seen", "selected")),
     Family(

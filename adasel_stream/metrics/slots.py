@@ -31,6 +31,7 @@ from adasel_stream.metrics.watching import (
     KnowsReliability,
     Outside,
 )
+from adasel_stream.paying import REASONS, Gain, Watch
 
 __all__ = ["Metrics"]
 
@@ -105,6 +106,7 @@ class Metrics:
         self.decode_rows = dict.fromkeys(names["decode_rows"], 0)
         self.score_rows = dict.fromkeys(names["score_rows"], 0)
         self.policy_updates = 0
+        self.policy_switches = dict.fromkeys(names["policy_switches"], 0)
         self.method_agreed = [0.0] * len(self.methods)
         self.record_lookups = dict.fromkeys(names["record_lookups"], 0)
         self.record_evictions = dict.fromkeys(names["record_evictions"], 0)
@@ -128,6 +130,9 @@ class Metrics:
         self.selection_effective_ratio: float | None = None
         self.method_weight_ratio = [1 / len(self.methods)] * len(self.methods)
         self.method_loss = [math.nan] * len(self.methods)
+        self.gain_ratio: dict[str, float | None] = dict.fromkeys(Gain._fields)
+        self.fallback_ratio: dict[str, float | None] = dict.fromkeys(REASONS)
+        self.stream_loss: float | None = None
         self.record_entries: int | None = None
         self.record_capacity_entries: int | None = None
         self.record_bytes: int | None = None
@@ -207,6 +212,21 @@ class Metrics:
         self.method_loss = _finite(method_losses, self.method_loss)
         agreed = _finite(method_agreed, [0.0] * len(self.methods))
         self.method_agreed = list(map(add, self.method_agreed, agreed))
+
+    def observe_watch(self, before: str, watch: Watch, gain: Gain) -> None:
+        """Take over whether selection pays, and what was changed because of it.
+
+        Args:
+            before: why rows were drawn evenly until now; empty if they were not.
+            watch: what was seen of the run.
+            gain: over uniform sampling.
+        """
+        if watch.reason != before:
+            self.policy_switches[watch.reason or "selection"] += 1
+        self.gain_ratio = {n: v if math.isfinite(v) else None for n, v in gain._asdict().items()}
+        self.fallback_ratio = {reason: float(reason == watch.reason) for reason in REASONS}
+        if watch.level[2]:
+            self.stream_loss = watch.level[0]
 
     def observe_step(self, seconds: float) -> None:
         """Count one training step of `seconds` and charge the phase that runs.

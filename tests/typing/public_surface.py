@@ -15,6 +15,8 @@ from adasel_stream import (
     Preference,
     Scored,
     SelectingLoader,
+    aligned,
+    auto,
     load_checkpoint,
     paper,
     save_checkpoint,
@@ -93,6 +95,8 @@ def a_loader_gives_what_the_documentation_says(loader: SelectingLoader) -> None:
 
 def the_rest_gives_what_the_documentation_says(batch: LossBatch, record: LossRecord) -> None:
     """Policies, batches of losses, records and checkpoints."""
+    assert_type(aligned(rate=0.5, forgetting=0.05), Policy)
+    assert_type(auto(exploration=0.2, control=0.1, judged_by="time"), Policy)
     assert_type(paper(), Policy)
     assert_type(unbiased(), Policy)
     assert_type(LossBatch.of(torch.ones(3)), LossBatch)

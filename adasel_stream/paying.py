@@ -1,0 +1,249 @@
+"""Is selection paying? What a run has seen of it, and whether it goes on or falls back.
+
+A draw by scores pays where the gradient that it estimates varies less than an even draw's of as
+many rows. Of every candidate batch both are known: the squared distance of the drawn rows' weighted
+last-layer gradient from that of all candidates, and the same for an even draw of as many rows that
+is made for comparison. With their means over the last batches
+
+    gain = 1 - squared error by scores / squared error of an even draw
+
+is the share of uniform sampling's gradient noise that selection removes. Without a last layer the
+variances of independent draws, Σ g²(1/π - 1), stand in, with losses for gradient norms g. Where
+losses are recorded and none is fresh, rows of the control arm tell them once they were trained on:
+they were drawn evenly, whatever π the scores had proposed for them.
+
+`Watch` is what was seen, a frozen value; the functions take one and give the next. A run falls back
+to an even draw for one of `REASONS` and comes back by itself. Nothing here touches a device.
+
+Sources: Horvitz and Thompson 1952 for the variances; the delta method for the interval of their
+ratio; Page 1954 for the cumulative sum that finds drift; Katharopoulos and Fleuret 2018, section
+3.3, for weighing the gain by what it costs.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Literal, NamedTuple
+
+__all__ = ["REASONS", "Gain", "Rules", "Watch", "after_batch", "after_costs", "gain_of"]
+
+REASONS: Final = ("no_gain", "nonfinite_loss", "drift", "cost")
+"""Why a run falls back to an even draw."""
+
+Reason = Literal["", "no_gain", "nonfinite_loss", "drift", "cost"]
+
+_SLACK: Final = 0.5
+_ALARM: Final = 25.0
+"""The loss has drifted once it was above its mean by this many standard deviations in sum, less
+half of one a batch: five batches of five, or fifty of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When to fall back, and when to come back.
+
+    Attributes:
+        control: share of the candidates that are the control arm, drawn evenly, in (0, 1).
+        judged_by: what selection must not lose to uniform at: "updates", as many trained rows, or
+            "time", as many rows as uniform trains on in the time that selection takes.
+        window: candidate batches that count, about: those that were compared, and their losses.
+        least: such batches that must have been seen before anything is decided.
+        hold: candidate batches that a fall back for drift or losses that are not finite lasts.
+        compare_every: one candidate batch in so many is compared with an even draw.
+        probe_every: while there is no gain, one candidate batch in so many is scored, the others
+            are drawn from unscored.
+        nonfinite: share of losses that are not finite which is too many, in (0, 1).
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    control: float = 0.05
+    judged_by: Literal["updates", "time"] = "updates"
+    window: int = 400
+    least: int = 50
+    hold: int = 20
+    compare_every: int = 4
+    probe_every: int = 8
+    nonfinite: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name in ("control", "nonfinite"):
+            share = getattr(self, name)
+            if not 0 < share < 1:
+                raise ValueError(f"{name} must be in (0, 1), got {share}")
+        for name in ("window", "least", "hold", "compare_every", "probe_every"):
+            count = getattr(self, name)
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ValueError(f"{name} must be a whole number of 1 or more, got {count!r}")
+        if self.judged_by not in ("updates", "time"):
+            raise ValueError(f"judged_by must be 'updates' or 'time', got {self.judged_by!r}")
+
+
+class Gain(NamedTuple):
+    """Gain over uniform sampling with an interval of two standard errors; NaN where unknown."""
+
+    mean: float
+    low: float
+    high: float
+
+
+_UNKNOWN: Final = Gain(math.nan, math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What was seen of a run, as far as it matters now.
+
+    Attributes:
+        reason: why the run has fallen back to an even draw; empty while it selects.
+        since: candidate batches since that was decided.
+        batches: candidate batches with known variances, at most the window.
+        sums: faded sums of ours, even, and squared-weight sums of their products.
+        level: smoothed mean loss of the candidates, its variance, and how many batches it knows.
+        excess: cumulative sum of standardised losses above their mean.
+        nonfinite: smoothed share of losses that are not finite.
+        cost: seconds that selection takes for a row it emits, over those that training takes.
+    """
+
+    reason: Reason = ""
+    since: int = 0
+    batches: int = 0
+    sums: tuple[float, ...] = (0.0,) * 5
+    level: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    excess: float = 0.0
+    nonfinite: float = 0.0
+    cost: float = math.nan
+
+    @property
+    def selecting(self) -> bool:
+        """Whether rows are drawn by their scores."""
+        return not self.reason
+
+    def scores(self, rules: Rules) -> bool:
+        """Whether the next candidate batch shall be scored: always, or now and then as a probe."""
+        if self.reason not in ("no_gain", "cost"):
+            return True
+        return self.reason == "no_gain" and self.since % rules.probe_every == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe what was seen, in plain data."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any]) -> "Watch":
+        """Go on from what `state_dict` described."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in state.items()
+        }
+        return cls(**values)
+
+
+def gain_of(watch: Watch, rules: Rules) -> Gain:
+    """Estimate the gain over uniform, by what `rules` judge it.
+
+    >>> gain_of(Watch(), Rules()).mean
+    nan
+    """
+    ours, even, *squares = watch.sums
+    if not (watch.batches >= 2 and even > 0):
+        return _UNKNOWN
+    ratio = ours / even
+    spread = squares[0] - 2 * ratio * squares[1] + ratio * ratio * squares[2]
+    error = math.sqrt(max(spread, 0.0)) / even
+    price = 1.0
+    if rules.judged_by == "time":
+        if math.isnan(watch.cost):
+            return _UNKNOWN
+        price = 1.0 + watch.cost
+    return Gain(1 - ratio * price, 1 - (ratio + 2 * error) * price, 1 - (ratio - 2 * error) * price)
+
+
+def after_batch(
+    watch: Watch,
+    rules: Rules,
+    *,
+    variances: tuple[float, float] | None = None,
+    mean_loss: float = math.nan,
+    nonfinite: float = 0.0,
+) -> Watch:
+    """Take in what a candidate batch showed, and decide.
+
+    Args:
+        watch: what was seen before.
+        rules: when to fall back.
+        variances: of the gradient, drawn by scores and drawn evenly, or None if unknown.
+        mean_loss: mean loss of rows that were drawn evenly or not at all; NaN if unknown.
+        nonfinite: share of losses that were not finite, in [0, 1].
+
+    >>> watch, rules = Watch(), Rules(least=3)
+    >>> for _ in range(3):
+    ...     watch = after_batch(watch, rules, variances=(3.0, 2.0), mean_loss=1.0)
+    >>> watch.reason, gain_of(watch, rules).mean
+    ('no_gain', -0.5)
+    """
+    if variances is not None and all(map(math.isfinite, variances)) and variances[1] > 0:
+        watch = _with_variances(watch, rules, *variances)
+    watch = _with_level(watch, rules, mean_loss)
+    smoothed = max(watch.nonfinite + (nonfinite - watch.nonfinite) / 20, 0.0)
+    return _decided(replace(watch, nonfinite=smoothed, since=watch.since + 1), rules)
+
+
+def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch:
+    """Take in the seconds that finding and that training emitted rows took lately.
+
+    Args:
+        watch: what was seen before.
+        selecting_s: scoring and selection, in seconds.
+        training_s: training, in seconds.
+    """
+    if not (training_s > 0 and watch.selecting):
+        return watch
+    cost = selecting_s / training_s
+    known = not math.isnan(watch.cost)
+    return replace(watch, cost=watch.cost + (cost - watch.cost) / 50 if known else cost)
+
+
+def _with_variances(watch: Watch, rules: Rules, ours: float, even: float) -> Watch:
+    keep = 1 - 1 / rules.window
+    new = (ours, even, ours * ours, ours * even, even * even)
+    fade = (keep, keep, keep**2, keep**2, keep**2)
+    sums = tuple(f * s + n for f, s, n in zip(fade, watch.sums, new, strict=True))
+    return replace(watch, batches=min(watch.batches + 1, rules.window), sums=sums)
+
+
+def _with_level(watch: Watch, rules: Rules, loss: float) -> Watch:
+    if not math.isfinite(loss):
+        return watch
+    mean, variance, known = watch.level
+    excess = 0.0
+    if known >= rules.least and variance > 0:
+        excess = max(0.0, watch.excess + (loss - mean) / math.sqrt(variance) - _SLACK)
+    known = min(known + 1, float(rules.window))
+    step = loss - mean
+    mean += step / known
+    variance += (step * (loss - mean) - variance) / known
+    return replace(watch, level=(mean, variance, known), excess=excess)
+
+
+def _decided(watch: Watch, rules: Rules) -> Watch:
+    gain = gain_of(watch, rules)
+    if watch.reason == "cost":
+        return watch
+    if watch.nonfinite > rules.nonfinite:
+        return _fallen(watch, "nonfinite_loss")
+    if watch.excess > _ALARM:
+        forgotten = Watch(reason=watch.reason, cost=watch.cost, nonfinite=watch.nonfinite)
+        return _fallen(forgotten, "drift")
+    if watch.reason in ("drift", "nonfinite_loss"):
+        return watch if watch.since < rules.hold else replace(watch, reason="", since=0)
+    if watch.reason == "no_gain":
+        return replace(watch, reason="", since=0) if gain.low > 0 else watch
+    enough = watch.batches >= min(rules.least, rules.window)
+    return _fallen(watch, "no_gain") if enough and gain.high < 0 else watch
+
+
+def _fallen(watch: Watch, reason: Reason) -> Watch:
+    return replace(watch, reason=reason, since=0)

@@ -1,0 +1,64 @@
+"""How many candidate batches are chosen from together.
+
+Parameters are frozen between two updates, so all candidates that come in between may be compared
+with each other: the more there are, the better the choice, and the less its fixed cost a row. A
+window of as many as make one emitted batch holds no batch back for longer than its update takes to
+fill.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["gather", "window_of"]
+
+_LARGEST: Final = 64
+"""More candidate batches are only held together where a user asks for it."""
+
+
+def window_of(window: int | None, *, wide: bool) -> int | None:
+    """Check what a user asked for, and say how many batches make a window, None for by their rows.
+
+    Args:
+        window: at least 1, or None for what is best for the policy.
+        wide: whether the policy gains by a window of many candidates.
+
+    Raises:
+        ValueError: a window of less than 1.
+        TypeError: a window that is no whole number.
+
+    >>> window_of(None, wide=False), window_of(None, wide=True), window_of(3, wide=True)
+    (1, None, 3)
+    """
+    if window is None:
+        return None if wide else 1
+    if not isinstance(window, int) or isinstance(window, bool):
+        raise TypeError(f"window must be a whole number, got {type(window).__name__}")
+    if window < 1:
+        raise ValueError(f"window must be at least 1, got {window}")
+    return window
+
+
+def gather(
+    take: Callable[[], int], *, window: int | None, batch_size: int | None, sampling_rate: float
+) -> None:
+    """Take candidate batches until a window is full.
+
+    Args:
+        take: takes the next candidate batch and says how many rows it has; what it raises passes
+            through.
+        window: batches of a window, or None for as many as one emitted batch is chosen from.
+        batch_size: rows of an emitted batch, or None for those of the first candidate batch.
+        sampling_rate: in (0, 1].
+
+    >>> sizes = iter([2] * 9)
+    >>> gather(lambda: next(sizes), window=None, batch_size=4, sampling_rate=0.5)
+    >>> len(list(sizes))
+    5
+    """
+    rows = wanted = 0
+    for _ in range(window or _LARGEST):
+        rows += take()
+        wanted = wanted or math.ceil(round((batch_size or rows) / sampling_rate, 6))
+        if window is None and rows >= wanted:
+            return
