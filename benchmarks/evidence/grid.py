@@ -1,0 +1,172 @@
+"""Run the cells that are missing, in worker processes, with a bar that shows how far it is."""
+
+import subprocess
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks.evidence.contestants import CONTESTANTS
+from benchmarks.evidence.problem import Problem
+from benchmarks.evidence.store import Cell, Results
+from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.training import train, updates_of
+
+__all__ = ["Grid", "cells_of", "run"]
+
+SAVE_EVERY = 20
+"""Cells between two replacements of the file."""
+
+NEEDS_IDS_AGAIN = ("auto + record", "loss_history", "infobatch rule")
+"""Contestants that live on meeting an instance again, which a stream read once does not offer."""
+
+UNFIT = {("wikitext", "reducible_loss")}
+"""A reference model on a thousand sequences says nothing."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run.
+
+    Attributes:
+        tasks: names of tasks.
+        contestants: names of contestants.
+        rates: sampling rates.
+        seeds: how many.
+        timed: contestants that also run with the time that full training takes.
+        timed_rates: rates at which they do.
+    """
+
+    tasks: Sequence[str]
+    contestants: Sequence[str]
+    rates: Sequence[float]
+    seeds: int
+    timed: Sequence[str] = ()
+    timed_rates: Sequence[float] = ()
+
+
+def cells_of(grid: Grid) -> list[Cell]:
+    """List the cells, seed by seed, so that a grid that was stopped has every task."""
+    cells = [
+        Cell(task, name, _rate_of(name, rate), seed, "updates")
+        for seed in range(grid.seeds)
+        for rate in grid.rates
+        for task in grid.tasks
+        for name in grid.contestants
+        if _fits(task, name)
+    ]
+    timed = [
+        Cell(task, name, rate, seed, "time")
+        for seed in range(grid.seeds)
+        for rate in grid.timed_rates
+        for task in grid.tasks
+        for name in grid.timed
+        if _fits(task, name)
+    ]
+    return list(dict.fromkeys([*cells, *timed]))
+
+
+def run(grid: Grid, results: Results, data: Path | None, jobs: int) -> None:
+    """Run what is missing and save as it comes.
+
+    Raises:
+        DataError: a data set is missing or damaged; cells that were done are saved.
+    """
+    missing = [cell for cell in cells_of(grid) if cell not in results.rows]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    context = get_context("spawn")
+    with (
+        Progress(*columns, TimeRemainingColumn(compact=True)) as progress,
+        ProcessPoolExecutor(
+            jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
+    ):
+        bar = progress.add_task("cells", total=len(missing))
+        try:
+            for done, (cell, row) in enumerate(_finished(missing, results, data, pool, jobs), 1):
+                results.add(cell, row)
+                if done % SAVE_EVERY == 0:
+                    results.save()
+                progress.update(bar, advance=1, description=f"{cell.task}, {cell.contestant}")
+        finally:
+            if results.rows:
+                results.save()
+
+
+def _finished(
+    missing: Sequence[Cell],
+    results: Results,
+    data: Path | None,
+    pool: ProcessPoolExecutor,
+    jobs: int,
+) -> Iterable[tuple[Cell, dict[str, Any]]]:
+    """Keep the workers busy, and give rows as they come."""
+    waiting = list(reversed(missing))
+    under_way: dict[Future[dict[str, Any]], Cell] = {}
+    revision = _revision()
+    while waiting or under_way:
+        while waiting and len(under_way) < 2 * jobs:
+            cell = waiting.pop()
+            updates = _timed_updates(cell, results) if cell.budget == "time" else None
+            if cell.budget == "time" and updates is None:
+                continue  # what it is measured by is not there
+            under_way[pool.submit(_cell, cell, data, updates, revision)] = cell
+        for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+            yield under_way.pop(future), future.result()
+
+
+def _cell(cell: Cell, data: Path | None, updates: int | None, revision: str) -> dict[str, Any]:
+    """Run a cell in a worker."""
+    task, contestant = TASKS[cell.task], CONTESTANTS[cell.contestant]
+    problem = _problem(cell.task, data, cell.seed)
+    if updates is None:
+        updates = updates_of(task, problem, contestant, cell.rate)
+    outcome = train(task, problem, contestant, cell.rate, cell.seed, updates)
+    return {
+        "updates": outcome.updates,
+        "candidates": outcome.candidates,
+        "measure": task.measure,
+        "value": outcome.quality.get(task.measure, float("nan")),
+        "quality": outcome.quality,
+        "seconds": outcome.seconds,
+        "curve": [list(point) for point in outcome.curve],
+        "revision": revision,
+    }
+
+
+@lru_cache(maxsize=2)
+def _problem(task: str, data: Path | None, seed: int) -> Problem:
+    return TASKS[task].make(data, seed)
+
+
+def _timed_updates(cell: Cell, results: Results) -> int | None:
+    """Say how many updates take as long as full training, by the same seed's measured time."""
+    full = results.rows.get(Cell(cell.task, "full", 1.0, cell.seed, "updates"))
+    own = results.rows.get(cell._replace(budget="updates"))
+    if full is None or own is None or own["updates"] == 0:
+        return None
+    each = own["seconds"]["all"] / own["updates"]
+    return max(1, int(full["seconds"]["all"] / each))
+
+
+def _fits(task: str, contestant: str) -> bool:
+    if TASKS[task].kind == "stream" and contestant in (*NEEDS_IDS_AGAIN, "full, equal updates"):
+        return False
+    return (task, contestant) not in UNFIT
+
+
+def _rate_of(contestant: str, rate: float) -> float:
+    return 1.0 if contestant == "full" else rate
+
+
+def _revision() -> str:
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,173 @@
+"""What is counted: claims over all tasks and rates, gaps closed, calibration, times."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, median
+from typing import NamedTuple
+
+from benchmarks.evidence.paired import Difference, mean_of, paired, share_closed, value_at
+from benchmarks.evidence.standings import Standings
+
+__all__ = [
+    "Claims",
+    "Reached",
+    "against_uniform_in_time",
+    "calibration",
+    "claims",
+    "gap_closed",
+    "reached",
+]
+
+SURE = 2.0
+"""Standard errors of a paired difference from which on it counts."""
+
+CALIBRATION = "predicted / actual"
+
+
+class Claims(NamedTuple):
+    """In how many places, a task at a rate each, something can be said of a contestant.
+
+    Attributes:
+        places: where it and uniform took part with at least two common seeds.
+        not_worse: where it is not worse than uniform by two standard errors.
+        better: where it is better than uniform by two standard errors.
+        near_best: where it is within one standard error of the best single method, or better.
+        compared: where there is a single method to be compared with.
+    """
+
+    places: int
+    not_worse: int
+    better: int
+    near_best: int
+    compared: int
+
+
+def claims(standings: Standings, contestant: str, singles: Sequence[str]) -> Claims:
+    """Count where claims hold, at equal updates.
+
+    The best single method of a place is known after the fact only, and being the best of many
+    flatters it.
+
+    Args:
+        standings: results.
+        contestant: whose claims to count.
+        singles: the methods that it is compared with.
+    """
+    found = [
+        (difference, _to_best(standings, contestant, singles, task, rate))
+        for task, rate in standings.places
+        for difference in [standings.difference(task, contestant, "uniform", rate)]
+        if difference.seeds > 1
+    ]
+    best = [difference for _, difference in found if difference is not None]
+    return Claims(
+        places=len(found),
+        not_worse=sum(one.at_least(-SURE) for one, _ in found),
+        better=sum(one.at_least(SURE) for one, _ in found),
+        near_best=sum(one.at_least(-1) for one in best),
+        compared=len(best),
+    )
+
+
+def _to_best(
+    standings: Standings, contestant: str, singles: Sequence[str], task: str, rate: float
+) -> Difference | None:
+    sign = 1 if standings.higher[task] else -1
+    means = {
+        name: sign * standings.mean(task, name, rate).value
+        for name in singles
+        if name != contestant
+    }
+    finite = {name: mean for name, mean in means.items() if math.isfinite(mean)}
+    if not finite:
+        return None
+    return standings.difference(task, contestant, max(finite, key=finite.__getitem__), rate)
+
+
+def gap_closed(standings: Standings, task: str, contestant: str, rate: float) -> float:
+    """Say how much of the gap between uniform and full training is closed, by the means."""
+    value, uniform, full = (
+        standings.mean(task, name, rate).value for name in (contestant, "uniform", "full")
+    )
+    return share_closed(value, uniform, full)
+
+
+def calibration(standings: Standings, task: str, contestant: str, rate: float) -> float:
+    """Give what is predicted in all, over what there is; NaN where a task has no such thing."""
+    rows = standings.seeds(task, contestant, rate).values()
+    values = [row["quality"].get(CALIBRATION, math.nan) for row in rows]
+    return fmean(values) if values else math.nan
+
+
+class Reached(NamedTuple):
+    """How soon a contestant is as good as full training at its end.
+
+    Attributes:
+        seeds: of how many seeds there are curves.
+        times: how many of them get there.
+        share: of full training's time that it takes, the median of those; NaN without any.
+    """
+
+    seeds: int
+    times: int
+    share: float
+
+
+def reached(
+    standings: Standings, task: str, contestant: str, rate: float, budget: str = "updates"
+) -> Reached:
+    """Look up in the curves when full training's quality is reached.
+
+    That quality is full training's mean less one standard error, so that full training itself
+    gets there more often than not.
+    """
+    higher = standings.higher[task]
+    full = standings.mean(task, "full", rate)
+    slack = 0.0 if math.isnan(full.error) else full.error
+    target = full.value - slack if higher else full.value + slack
+    whole = standings.seconds(task, "full", rate)
+    rows = standings.seeds(task, contestant, rate, budget).values()
+    found = [
+        next(
+            (
+                seconds
+                for _, seconds, value in row["curve"]
+                if (value >= target if higher else value <= target)
+            ),
+            math.inf,
+        )
+        for row in rows
+    ]
+    there = [seconds / whole for seconds in found if math.isfinite(seconds)]
+    return Reached(len(found), len(there), median(there) if there else math.nan)
+
+
+def against_uniform_in_time(
+    standings: Standings, task: str, contestant: str, rate: float
+) -> tuple[float, Difference]:
+    """Compare with uniform sampling at the rate that takes as long, on a stream.
+
+    A stream is read once, so that whoever has time left can only raise the rate. What uniform
+    sampling reaches in a time is read off between its rates and full training, seed by seed.
+
+    Returns:
+        the contestant's time as a share of full training's, and the paired difference.
+    """
+    rates = standings.rates(task)
+    sources = [("uniform", one) for one in rates] + [("full", 1.0)]
+    uniform: dict[int, float] = {}
+    for seed, row in standings.seeds(task, contestant, rate).items():
+        points = [
+            (rows[seed]["seconds"]["all"], rows[seed]["value"])
+            for name, one in sources
+            for rows in [standings.seeds(task, name, one)]
+            if seed in rows
+        ]
+        if points:
+            uniform[seed] = value_at(points, row["seconds"]["all"])
+    own = standings.values(task, contestant, rate)
+    whole = mean_of(
+        row["seconds"]["all"] for row in standings.seeds(task, "full", rate).values()
+    ).value
+    share = standings.seconds(task, contestant, rate) / whole
+    return share, paired(own, uniform, higher=standings.higher[task])

@@ -1,0 +1,105 @@
+"""Plots of the evidence: files of their own, readable on light and dark pages."""
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+
+from adasel_stream.charts import Series, bar_chart, line_chart
+from benchmarks.evidence.standings import Standings
+
+__all__ = ["rank_bars", "standalone", "value_against_rate"]
+
+SHOWN = ("auto", "uniform", "unbiased", "auto + serving", "paper", "big_loss")
+"""Contestants in plots: more lines than these nobody can tell apart."""
+
+GREY = 2
+"""Number of the colour for what is only compared with."""
+
+PAINTS = {"auto": 0, "uniform": GREY, "unbiased": 3, "auto + serving": 6, "paper": 4, "big_loss": 1}
+
+ROOM = 0.4
+"""Share of the range of what matters that is shown above and below it."""
+
+
+def standalone(svg: str) -> str:
+    """Make an image file of a chart: with its own colours for light and dark, and a background.
+
+    >>> standalone('<svg viewBox="0 0 9 9"><g/></svg>').startswith('<svg xmlns=')
+    True
+    """
+    css = files("adasel_stream.report").joinpath("report.css").read_text(encoding="utf-8")
+    colors = css[: css.index("*{")]
+    start, _, rest = svg.partition(">")
+    head = start.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    paper = '<rect width="100%" height="100%" style="fill:var(--paper)"/>'
+    return f"{head}><style>{colors}</style>{paper}{rest}\n"
+
+
+def value_against_rate(standings: Standings, task: str, measure: str) -> str:
+    """Draw the value of some contestants against the sampling rate, with a standard error."""
+    rates = standings.rates(task)
+    series = [
+        one
+        for name in SHOWN
+        for one in [_series(standings, task, name, rates)]
+        if any(map(math.isfinite, one.y))
+    ]
+    full = standings.mean(task, "full", 1.0).value
+    return line_chart(
+        series,
+        label=f"{task}: {measure} against the sampling rate",
+        x_label="sampling rate",
+        y_label=measure,
+        y_range=_range(standings, task, rates, full),
+        reference=(full, "full training") if math.isfinite(full) else None,
+        size=(760, 320),
+    )
+
+
+def _series(standings: Standings, task: str, name: str, rates: Sequence[float]) -> Series:
+    means = [standings.mean(task, name, rate) for rate in rates]
+    return Series(
+        name,
+        rates,
+        [mean.value for mean in means],
+        low=[mean.value - mean.error for mean in means],
+        high=[mean.value + mean.error for mean in means],
+        paint=PAINTS[name],
+    )
+
+
+def _range(
+    standings: Standings, task: str, rates: Sequence[float], full: float
+) -> tuple[float, float] | None:
+    """Show where uniform, full training and ours lie; what is far worse leaves the plot."""
+    values = [full] + [
+        standings.mean(task, name, rate).value
+        for name in ("uniform", "auto", "unbiased")
+        for rate in rates
+    ]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or max(finite) == min(finite):
+        return None
+    room = ROOM * (max(finite) - min(finite))
+    return min(finite) - room, max(finite) + room
+
+
+def rank_bars(ranks: Mapping[str, float], own: Sequence[str]) -> str:
+    """Draw average ranks, the best first; those of this package are one colour.
+
+    Args:
+        ranks: average rank by contestant.
+        own: which of them are policies of this package.
+    """
+    bars = {
+        name: {("policies of this package" if name in own else "others"): rank}
+        for name, rank in sorted(ranks.items(), key=lambda item: item[1])
+    }
+    legend = {"policies of this package": 0.0, "others": 0.0}
+    return bar_chart(
+        {name: {**legend, **parts} for name, parts in bars.items()},
+        label="average rank over all tasks and rates",
+        x_label="average rank, 1 is the best",
+        unit="",
+        width=760,
+    )

@@ -1,0 +1,91 @@
+"""Results in one Parquet file, replaced whole after every few cells, so that a kill loses none."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+from adasel_stream.atomic import replace_file
+
+__all__ = ["Cell", "Results", "ResultsError"]
+
+SCHEMA: Final = pa.schema(
+    {
+        "task": pa.string(),
+        "contestant": pa.string(),
+        "rate": pa.float64(),
+        "seed": pa.int64(),
+        "budget": pa.string(),
+        "updates": pa.int64(),
+        "candidates": pa.int64(),
+        "measure": pa.string(),
+        "value": pa.float64(),
+        "quality": pa.map_(pa.string(), pa.float64()),
+        "seconds": pa.map_(pa.string(), pa.float64()),
+        "curve": pa.list_(pa.list_(pa.float64())),
+        "revision": pa.string(),
+    }
+)
+
+
+class ResultsError(Exception):
+    """A file of results cannot be used; it is left as it is."""
+
+
+class Cell(NamedTuple):
+    """One run: who, on what, at which rate, with which seed and budget."""
+
+    task: str
+    contestant: str
+    rate: float
+    seed: int
+    budget: str
+
+
+class Results:
+    """Rows of results by cell.
+
+    Args:
+        path: the Parquet file; it is made with the first rows.
+
+    Raises:
+        ResultsError: the file is damaged or holds something else; nothing is overwritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.rows: dict[Cell, dict[str, Any]] = {}
+        if path.exists():
+            for row in _read(path):
+                self.rows[Cell(*(row[name] for name in Cell._fields))] = row
+
+    def add(self, cell: Cell, row: Mapping[str, Any]) -> None:
+        """Hold a row, in memory until `save`."""
+        self.rows[cell] = {**cell._asdict(), **row}
+
+    def save(self) -> None:
+        """Replace the file in one step."""
+        raw = BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(self.rows.values()), schema=SCHEMA), raw)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self._path, [raw.getvalue()])
+
+
+def _read(path: Path) -> Sequence[dict[str, Any]]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ResultsError(
+            f"{path} is damaged or no Parquet file: {error}; move it away to begin anew"
+        ) from error
+    if table.schema.names != SCHEMA.names:
+        missing = set(SCHEMA.names) - set(table.schema.names)
+        raise ResultsError(
+            f"{path} holds no results of this version: it lacks {sorted(missing)} or has more; "
+            "move it away to begin anew"
+        )
+    rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="strict")
+    return rows
