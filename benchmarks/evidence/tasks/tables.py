@@ -101,7 +101,7 @@ BIKE_DAILY = Task(
     kind="epochs",
     batch_size=100,
     updates=1000,
-    learning_rate=0.03,
+    learning_rate=0.02,
     published={
         **{"full": 3.61, "paper": 3.45, "uniform": 3.48, "big_loss": 7.08},
         **{"small_loss": 50.19, "adaboost": 87.90, "gradient_norm": 7.53},
