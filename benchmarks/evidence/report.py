@@ -135,8 +135,8 @@ def _ranks(standings: Standings) -> list[str]:
     return [
         "## Average ranks",
         "As in the paper's Table 4: the rank among all contestants, 1 the best, averaged over the "
-        "rates. Those that cannot take part everywhere have no rank over all tasks, and full training, "
-        "which makes more updates, is not ranked.",
+        "rates. Those that cannot take part everywhere have no rank over all tasks, and full "
+        "training, which makes more updates, is not ranked.",
         "![Average ranks](results/ranks.svg)",
         ranks,
     ]
@@ -171,17 +171,17 @@ def _times(standings: Standings) -> list[str]:
     if any(standings.rates(task, "time") for task in epochs):
         parts += [
             "### At full training's time",
-            "Over epochs, every contestant makes as many updates as take the time of full training, "
-            "by what an update took it in its run at equal updates; differences are to uniform "
-            "sampling in the same time.",
+            "Over epochs, every contestant makes as many updates as take the time of full "
+            "training, by what an update took it in its run at equal updates; differences are to "
+            "uniform sampling in the same time.",
             sections.time_table(standings, epochs),
         ]
     if epochs:
         names = [name for name in ("full", "uniform", *STREAMERS) if name in standings.contestants]
         parts += [
             "### Time to full training's quality",
-            "How many seeds get, at their best rate and budget, to within one standard error of what "
-            "full training ends with, and the median share of its time that this takes.",
+            "How many seeds get, at their best rate and budget, to within one standard error of "
+            "what full training ends with, and the median share of its time that this takes.",
             sections.reached_table(standings, epochs, names),
         ]
     return parts
