@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from adasel_stream.adaselection import Policy
+from adasel_stream.importances import vote
 from adasel_stream.methods import METHODS, NEEDS
 from adasel_stream.policies import aligned, auto, paper, unbiased
 
@@ -34,8 +35,11 @@ class Contestant:
 
 
 def top_k() -> Policy:
-    """Choose the k rows that one method prefers, with weight 1."""
-    return replace(paper(), name="top-k", update=None, whole_batches=False)
+    """Choose the k rows that one method prefers, with weight 1.
+
+    By votes, since a method's own k rows need not be those of its largest values.
+    """
+    return replace(paper(), name="top-k", importances=vote, update=None, whole_batches=False)
 
 
 def in_proportion() -> Policy:
