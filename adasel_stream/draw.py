@@ -7,6 +7,7 @@ whatever order the rows are laid out for the draw. Laid out so that neighbours p
 same way, they represent each other, and the estimate varies less than any independent draw's.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -109,7 +110,8 @@ def unbiased(
     drawn = count.clamp(max=k) if isinstance(count, Tensor) else k
     if batch.control is not None:
         pi = _with_control(p, batch, k, drawn, drawn / count)
-    layout = _at_random(p, generator) if order is None else ascending(order(batch))
+    by_score = _at_random(p, generator) if order is None else ascending(order(batch))
+    layout = _at_random(p, generator) if batch.even else by_score
     offset = torch.rand((), generator=generator, device=p.device)
     indices = systematic(pi, k, layout, offset)
     chosen = pi.index_select(0, indices).to(p.dtype)
@@ -122,7 +124,7 @@ def unbiased(
     proposal = torch.where(batch.control, proposed.to(p.dtype), torch.nan).index_select(0, indices)
     if not batch.compared:
         return Drawn(*there, proposal)
-    variances = compared(batch, k, indices, proposed, pi, layout, offset, generator)
+    variances = compared(batch, k, indices, proposed, pi, by_score, offset, generator)
     return Drawn(*there, proposal, variances.to(p.dtype))
 
 
@@ -149,7 +151,7 @@ def compared(
         rows: which, shape (k,).
         proposed: π that the scores gave, shape (b,).
         pi: π that the rows were drawn with, shape (b,).
-        layout: order that they were laid out in, shape (b,).
+        layout: order in which a draw by the scores lays rows out, shape (b,).
         offset: where the draw began, shape ().
         generator: randomness of the second draw.
     """
@@ -229,7 +231,9 @@ def inclusions(p: Tensor, k: int, total: Tensor | float | None = None) -> Tensor
     # what the other rows hold, were the `filled` largest at 1 already; summed, never subtracted
     rest = p.scatter(0, rows, 0.0).sum() + largest.flip(0).cumsum(0).flip(0)
     c = (total - filled) / rest.clamp(min=SMALLEST_REST)
-    at_one = (largest * c >= 1).sum().clamp(max=k - 1)
+    # not so many that nothing would be left to share out
+    most = total.ceil() - 1 if isinstance(total, Tensor) else math.ceil(total) - 1
+    at_one = (largest * c >= 1).sum().clamp(max=most).clamp(min=0).long()
     return torch.where(p > 0, (p * c.gather(0, at_one[None])).clamp(max=1), 0.0)
 
 

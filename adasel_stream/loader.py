@@ -137,9 +137,10 @@ class SelectingLoader:
             "window": self._window,
             "record": record is not None,
         }
-        self._untold: Cost | None = cost_of(
-            sampling_rate, forward=score is not None, record=record is not None
-        )
+        cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
+        if not cost.pays:
+            chooser.give_up()
+        self._untold: Cost | None = cost
         self._emissions = Emissions(weighed=rule.name != "paper" or record is not None)
         self._step_began_s: float | None = None
         self._pass: object = None
@@ -347,3 +348,4 @@ class SelectingLoader:
         if self._step_began_s is not None:
             self.metrics.observe_step(time.perf_counter() - self._step_began_s)
             self._step_began_s = None
+            self._selector.weigh_costs()

@@ -77,7 +77,8 @@ def auto_in_proportion(
     even = control * (k / b)
     rest = _filled(np.where(control, 0.0, p.astype(np.float64)), max(0.0, k - even.sum()))
     pi = np.where(control, even, rest)
-    layout = by_pull(batch).numpy().argsort()
+    by_score = by_pull(batch).numpy().argsort()
+    layout = torch.randperm(b, generator=generator).numpy() if batch.even else by_score
     offset = torch.rand((), generator=generator)
     rows = _met(pi.take(layout).cumsum(), layout, k, float(offset.numpy()))
     chosen = pi.take(rows).astype(p.dtype)
@@ -86,7 +87,7 @@ def auto_in_proportion(
     if batch.compared:
         both = torch.from_numpy(proposed), torch.from_numpy(pi)
         variances = compared(
-            batch, k, torch.from_numpy(rows), *both, torch.from_numpy(layout), offset, generator
+            batch, k, torch.from_numpy(rows), *both, torch.from_numpy(by_score), offset, generator
         )
     after = replace(
         state,

@@ -101,8 +101,8 @@ def reducible_loss(batch: LossBatch) -> Preference:
 def one_backward(batch: LossBatch) -> Preference:
     """Prefer k rows whose mean loss comes closest to that of all, spread over all losses.
 
-    One row is taken of each k-th part of the sorted losses, which ones is moved until the mean fits,
-    and one row is exchanged for a better one: the mean is then off by at most half the largest gap
+    One row is taken of each k-th part of the sorted losses, which one is moved until the mean fits,
+    and a row is exchanged for a better one: the mean is then off by at most half the largest gap
     between neighbouring losses, divided by k, and mostly by far less.
 
     Source: Dong et al. 2021, "One backward from ten forward", which solves for the subset by

@@ -66,6 +66,7 @@ class Selector:
         self._rows = self._empty_rows(batch_size)
         self._metrics = metrics
         self._template: Batch = None
+        self._spent_s = (0.0, 0.0)
         self._window: list[tuple[Batch, Leaves, Int64s | None]] = []
         self._late = Late()
         self._reporting = Reporting(metrics, self._late, known.lookups, chooser)
@@ -180,6 +181,16 @@ class Selector:
             self._update(last, torch.from_numpy(late).to(device, non_blocking=True))
 
         self._late.send((losses,), arrive)
+
+    def weigh_costs(self) -> None:
+        """Hold what a step took in scoring and selection against what it took in training."""
+        spent = self._metrics.phase_seconds
+        selecting_s, training_s = spent["score"] + spent["select"], spent["train"]
+        before_s = self._spent_s
+        self._spent_s = (selecting_s, training_s)
+        self._chooser.hear_costs(
+            selecting_s=selecting_s - before_s[0], training_s=training_s - before_s[1]
+        )
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""

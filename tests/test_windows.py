@@ -1,0 +1,126 @@
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from adasel_stream import SelectingLoader
+from adasel_stream.types import LossBatch
+from adasel_stream.windows import window_of
+from tests.streams import Rows, Stream, batches, loss
+
+
+def sizes_seen(options: dict[str, Any], sizes: tuple[int, ...]) -> list[int]:
+    """Give how many candidates each choice was made from."""
+    seen: list[int] = []
+
+    def noting(batch: LossBatch) -> torch.Tensor:
+        seen.append(len(batch.losses))
+        return batch.losses
+
+    list(SelectingLoader(Stream(sizes), score=loss, methods=[noting], **options))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("options", "sizes", "expected"),
+    [
+        ({"sampling_rate": 0.25}, (8,) * 8, [32, 32]),
+        ({"sampling_rate": 0.25, "batch_size": 4}, (8,) * 8, [16] * 4),
+        ({"sampling_rate": 0.25, "window": 1}, (8,) * 4, [8] * 4),
+        ({"sampling_rate": 0.25, "window": 3}, (8,) * 8, [24, 24, 16]),
+        ({"sampling_rate": 0.3}, (10,) * 8, [40, 40]),
+        ({"sampling_rate": 0.5, "policy": "unbiased"}, (8,) * 3, [8] * 3),
+        ({"sampling_rate": 0.5, "batch_size": 8}, (64, 64), [64, 64]),
+    ],
+)
+def test_a_window_is_what_makes_one_emitted_batch(
+    options: dict[str, Any], sizes: tuple[int, ...], expected: list[int]
+) -> None:
+    """By rows, not by batches; the last one is what is left; others choose by the batch."""
+    assert sizes_seen(options, sizes) == expected
+
+
+def test_nothing_is_lost_and_the_rate_holds_over_windows() -> None:
+    """Each candidate is seen once, and half of them are chosen, none twice."""
+    loader = SelectingLoader(Stream((8, 5, 1, 16, 3, 8)), score=loss, sampling_rate=0.5)
+    ids = [i for batch in loader for i in batch["id"].tolist()]
+    assert loader.metrics.samples_seen == 41
+    assert loader.metrics.samples_selected == 20
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_source_that_fails_within_a_window_loses_no_row_before() -> None:
+    """What it gave before is chosen from when it fails."""
+
+    def failing() -> Any:
+        yield from batches([8, 8, 8])
+        raise OSError("gone")
+
+    loader = SelectingLoader(failing(), score=loss, sampling_rate=0.25, batch_size=6)
+    with pytest.raises(Exception, match="raised OSError after 3 candidate batches"):
+        list(loader)
+    assert loader.metrics.samples_seen == 24
+
+
+def test_a_score_that_fails_on_a_batch_of_a_window_loses_that_batch_alone() -> None:
+    """The others are chosen from, the error comes after, and the lost rows are counted."""
+
+    def fussy(batch: Rows) -> torch.Tensor:
+        if int(batch["id"][0]) == 8:
+            raise RuntimeError("no memory")
+        return loss(batch)
+
+    source = iter(batches((8,) * 4))
+    loader = SelectingLoader(source, score=fussy, sampling_rate=0.5, window=4)
+    with pytest.raises(RuntimeError, match="no memory"):
+        list(loader)
+    assert loader.metrics.samples_seen == 24
+    assert loader.metrics.samples_selected == 12
+    assert loader.metrics.samples_dropped["score_error"] == 8
+    ids = [i for batch in loader for i in batch["id"].tolist()]
+    assert not set(ids) & set(range(8, 16))
+
+
+def test_scoring_takes_no_more_rows_at_once_than_came_at_once() -> None:
+    """A window costs no memory of the forward pass."""
+    sizes: list[int] = []
+
+    def score(batch: Rows) -> torch.Tensor:
+        sizes.append(len(batch["id"]))
+        return loss(batch)
+
+    list(SelectingLoader(Stream((8,) * 8), score=score, sampling_rate=0.25))
+    assert sizes == [8] * 8
+
+
+def test_a_resumed_window_repeats_no_row() -> None:
+    """At every emitted batch, to the last bit."""
+
+    def make() -> SelectingLoader:
+        return SelectingLoader(Stream((8,) * 24), score=loss, sampling_rate=0.25)
+
+    want = [batch["id"].tolist() for batch in make()]
+    for cut in range(1, len(want)):
+        first = make()
+        got = [batch["id"].tolist() for batch in islice(first, cut)]
+        second = make()
+        second.load_state_dict(first.state_dict())
+        got += [batch["id"].tolist() for batch in second]
+        assert got == want
+
+
+@pytest.mark.parametrize(
+    ("window", "error", "message"),
+    [
+        (0, ValueError, "window must be at least 1, got 0"),
+        (1.5, TypeError, "window must be a whole number, got float"),
+        (True, TypeError, "window must be a whole number, got bool"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(
+    window: Any, error: type[Exception], message: str
+) -> None:
+    """The message says what was expected and what came."""
+    with pytest.raises(error, match=message):
+        window_of(window, wide=True)
