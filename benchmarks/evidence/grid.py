@@ -1,11 +1,13 @@
 """Run the cells that are missing, in worker processes, with a bar that shows how far it is."""
 
+import os
 import subprocess
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,6 @@ from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.training import train, updates_of
 
 __all__ = ["Grid", "cells_of", "run"]
-
-SAVE_EVERY = 20
-"""Cells between two replacements of the file."""
 
 NEEDS_IDS_AGAIN = ("auto + record", "loss_history", "infobatch rule")
 """Contestants that live on meeting an instance again, which a stream read once does not offer."""
@@ -52,22 +51,26 @@ class Grid:
 
 
 def cells_of(grid: Grid) -> list[Cell]:
-    """List the cells, seed by seed, so that a grid that was stopped has every task."""
+    """List the cells, seed by seed, so that a grid that was stopped has every task.
+
+    Those that need the time of others come last. Streams are read once, so that more time than
+    their updates take is of no use there.
+    """
     cells = [
         Cell(task, name, _rate_of(name, rate), seed, "updates")
         for seed in range(grid.seeds)
-        for rate in grid.rates
         for task in grid.tasks
+        for rate in grid.rates
         for name in grid.contestants
         if _fits(task, name)
     ]
     timed = [
         Cell(task, name, rate, seed, "time")
         for seed in range(grid.seeds)
-        for rate in grid.timed_rates
         for task in grid.tasks
+        for rate in grid.timed_rates
         for name in grid.timed
-        if _fits(task, name)
+        if _fits(task, name) and TASKS[task].kind == "epochs"
     ]
     return list(dict.fromkeys([*cells, *timed]))
 
@@ -80,23 +83,35 @@ def run(grid: Grid, results: Results, data: Path | None, jobs: int) -> None:
     """
     missing = [cell for cell in cells_of(grid) if cell not in results.rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    context = get_context("spawn")
     with (
         Progress(*columns, TimeRemainingColumn(compact=True)) as progress,
         ProcessPoolExecutor(
-            jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+            jobs, mp_context=get_context("spawn"), initializer=_start_worker
         ) as pool,
     ):
         bar = progress.add_task("cells", total=len(missing))
         try:
-            for done, (cell, row) in enumerate(_finished(missing, results, data, pool, jobs), 1):
-                results.add(cell, row)
-                if done % SAVE_EVERY == 0:
-                    results.save()
-                progress.update(bar, advance=1, description=f"{cell.task}, {cell.contestant}")
+            for budget in ("updates", "time"):
+                cells = [cell for cell in missing if cell.budget == budget]
+                for cell, row in _finished(cells, results, data, pool, jobs):
+                    results.add(cell, row)
+                    progress.update(bar, advance=1, description=f"{cell.task}, {cell.contestant}")
         finally:
             if results.rows:
                 results.save()
+
+
+def _start_worker() -> None:
+    """Use one thread, and end with the main process, however that ends."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "only workers call this"
+    parent.join()
+    os._exit(1)
 
 
 def _finished(

@@ -1,5 +1,6 @@
-"""Results in one Parquet file, replaced whole after every few cells, so that a kill loses none."""
+"""Results in one Parquet file, replaced whole as cells come, so that a kill loses few or none."""
 
+import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,10 @@ SCHEMA: Final = pa.schema(
 )
 
 
+SAVING_SHARE = 0.05
+"""Share of the time that may go into saving; a file of thousands of cells takes a second."""
+
+
 class ResultsError(Exception):
     """A file of results cannot be used; it is left as it is."""
 
@@ -58,34 +63,39 @@ class Results:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.rows: dict[Cell, dict[str, Any]] = {}
+        self._next_save_s = 0.0
         if path.exists():
             for row in _read(path):
                 self.rows[Cell(*(row[name] for name in Cell._fields))] = row
 
     def add(self, cell: Cell, row: Mapping[str, Any]) -> None:
-        """Hold a row, in memory until `save`."""
+        """Hold a row, and save all unless that was done just now."""
         self.rows[cell] = {**cell._asdict(), **row}
+        if time.monotonic() >= self._next_save_s:
+            self.save()
 
     def save(self) -> None:
         """Replace the file in one step."""
+        began_s = time.monotonic()
         raw = BytesIO()
         pq.write_table(pa.Table.from_pylist(list(self.rows.values()), schema=SCHEMA), raw)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self._path, [raw.getvalue()])
+        now_s = time.monotonic()
+        self._next_save_s = now_s + (now_s - began_s) / SAVING_SHARE
 
 
 def _read(path: Path) -> Sequence[dict[str, Any]]:
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowException) as error:
         raise ResultsError(
             f"{path} is damaged or no Parquet file: {error}; move it away to begin anew"
         ) from error
-    if table.schema.names != SCHEMA.names:
-        missing = set(SCHEMA.names) - set(table.schema.names)
+    try:
+        rows: list[dict[str, Any]] = table.cast(SCHEMA).to_pylist(maps_as_pydicts="strict")
+    except (ValueError, KeyError, pa.ArrowException) as error:
         raise ResultsError(
-            f"{path} holds no results of this version: it lacks {sorted(missing)} or has more; "
-            "move it away to begin anew"
-        )
-    rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="strict")
+            f"{path} holds no results of this version: {error}; move it away to begin anew"
+        ) from error
     return rows

@@ -1,0 +1,133 @@
+"""The evidence's grid: which cells there are, and that a kill loses nothing that was done."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.evidence.contestants import CONTESTANTS
+from benchmarks.evidence.grid import Grid, cells_of
+from benchmarks.evidence.store import Cell, Results
+from benchmarks.evidence.tasks import TASKS
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_full_training_runs_once_a_seed() -> None:
+    """Full training does not depend on the rate, and is not repeated at each."""
+    cells = cells_of(Grid(["line"], ["full", "uniform"], [0.1, 0.2], seeds=2))
+    assert [cell for cell in cells if cell.contestant == "full"] == [
+        Cell("line", "full", 1.0, seed, "updates") for seed in (0, 1)
+    ]
+    assert len(cells) == len(set(cells)) == 2 * (1 + 2)
+
+
+def test_cells_at_equal_time_come_last_and_only_over_epochs() -> None:
+    """They need the times of others; a stream that is read once has no more updates to give."""
+    grid = Grid(["click", "line"], ["full", "uniform", "auto"], [0.2], 2, ["auto"], [0.2])
+    timed = [cell.budget == "time" for cell in cells_of(grid)]
+    assert timed == sorted(timed)
+    assert {cell.task for cell in cells_of(grid) if cell.budget == "time"} == {"line"}
+
+
+def test_everyone_takes_part_somewhere() -> None:
+    """No contestant and no task falls out of the grid."""
+    cells = cells_of(Grid(list(TASKS), list(CONTESTANTS), [0.2], 1))
+    assert {cell.contestant for cell in cells} == set(CONTESTANTS)
+    assert {cell.task for cell in cells} == set(TASKS)
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    """Give the command of a small grid on one task that needs no data."""
+    return [
+        *(sys.executable, "-m", "benchmarks.evidence", "--jobs", "1", "--seeds", "2"),
+        *("--tasks", "line", "--contestants", "full", "uniform", "auto", "--rates", "0.2"),
+        *("--results", str(folder / "r.parquet"), "--docs", str(folder / "docs"), *more),
+    ]
+
+
+def run(folder: Path, *more: str) -> "subprocess.CompletedProcess[str]":
+    """Run it to its end."""
+    return subprocess.run(
+        command(folder, *more), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def wait_for(process: "subprocess.Popen[bytes]", path: Path) -> None:
+    """Wait until the process has made a file."""
+    while not path.exists():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"it ended with {process.wait(0.01)} before there was a result")
+
+
+def children_of(process: int) -> list[int]:
+    """List a process's children."""
+    return [
+        int(one) for one in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    ]
+
+
+def alive(process: int) -> bool:
+    """Say whether a process still runs."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_grid_that_was_killed_goes_on(tmp_path: Path) -> None:
+    """After SIGKILL finished cells are kept as they were, the rest is run, and no worker stays."""
+    path = tmp_path / "r.parquet"
+    with subprocess.Popen(
+        command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for(process, path)
+        workers = children_of(process.pid)
+        process.kill()
+    before = Results(path).rows
+    cells = set(
+        cells_of(Grid(["line"], ["full", "uniform", "auto"], [0.2], 2, ["uniform", "auto"], [0.2]))
+    )
+    assert 0 < len(before) < len(cells)
+    deadline_s = time.monotonic() + 30
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline_s, "a worker outlived the main process"
+        os.sched_yield()
+
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    after = Results(path).rows
+    assert set(after) == cells
+    assert {cell: after[cell] for cell in before} == before  # with their times: not run again
+    assert "`auto` not worse than uniform" in (tmp_path / "docs/results.md").read_text()
+
+    kept = path.read_bytes()
+    assert run(tmp_path, "--render").returncode == 0
+    assert path.read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_missing_data_ends_with_its_name(tmp_path: Path) -> None:
+    """A data set that is not there is named; what was done before stays."""
+    done = run(tmp_path, "--tasks", "line", "bike-daily", "--data", str(tmp_path), "--seeds", "1")
+    assert done.returncode == 2
+    assert "day.csv is missing" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {cell.task for cell in Results(tmp_path / "r.parquet").rows} == {"line"}
+
+
+@pytest.mark.slow
+def test_damaged_results_end_with_their_name(tmp_path: Path) -> None:
+    """A damaged file of results is named and neither used nor replaced."""
+    path = tmp_path / "r.parquet"
+    path.write_bytes(b"PAR1 no more")
+    done = run(tmp_path)
+    assert done.returncode == 2
+    assert "r.parquet is damaged" in done.stderr
+    assert path.read_bytes() == b"PAR1 no more"
+    assert not (tmp_path / "docs").exists()
