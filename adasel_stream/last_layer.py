@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import linear
 
 __all__ = ["LastLayer", "alignments", "cosine", "gradient_norms", "mean_gradient", "mean_gradients"]
 
@@ -55,8 +55,8 @@ def gradient_norms(last: LastLayer) -> Tensor:
     tensor([5.])
     """
     residual: Tensor = torch.linalg.vector_norm(last.residuals.float(), dim=-1)
-    feature = (last.features.float().square().sum(-1) + 1).sqrt()
-    return _per_row(residual * feature)
+    feature: Tensor = torch.linalg.vector_norm(last.features.float(), dim=-1)
+    return _per_row(residual * (feature.square() + 1).sqrt())
 
 
 def mean_gradient(last: LastLayer, weights: Tensor | None = None) -> Tensor:
@@ -74,7 +74,10 @@ def mean_gradient(last: LastLayer, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         weights = residuals.new_full((rows,), 1 / max(1, rows))
     weighted = residuals * weights.reshape(-1, *[1] * (residuals.ndim - 1)).to(residuals.dtype)
-    return weighted.flatten(0, -2).T @ _inputs(last).flatten(0, -2)
+    weighted = weighted.flatten(0, -2)
+    # the bias by itself: [h, 1] would copy all features
+    of_weight = weighted.T @ last.features.float().flatten(0, -2)
+    return torch.cat([of_weight, weighted.sum(0)[:, None]], dim=1)
 
 
 def mean_gradients(last: LastLayer, rows: Tensor) -> Tensor:
@@ -99,7 +102,8 @@ def alignments(last: LastLayer, gradient: Tensor) -> Tensor:
     >>> alignments(last, torch.tensor([[1.0, 0.5]]))
     tensor([ 2.5000, -2.5000])
     """
-    return _per_row((_inputs(last) @ gradient.T * last.residuals.float()).sum(-1))
+    along = linear(last.features.float(), gradient[:, :-1], gradient[:, -1])
+    return _per_row((along * last.residuals.float()).sum(-1))
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:
@@ -112,10 +116,6 @@ def cosine(one: Tensor, other: Tensor) -> Tensor:
     lengths = norm(one, dim=(-2, -1)) * norm(other, dim=(-2, -1))
     product = (one * other).sum((-2, -1))
     return torch.where(lengths > 0, product / torch.where(lengths > 0, lengths, 1.0), 0.0)
-
-
-def _inputs(last: LastLayer) -> Tensor:
-    return pad(last.features.float(), (0, 1), value=1.0)
 
 
 def _per_row(values: Tensor) -> Tensor:

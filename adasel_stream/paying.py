@@ -62,7 +62,7 @@ class Rules:
     window: int = 400
     least: int = 50
     hold: int = 20
-    compare_every: int = 4
+    compare_every: int = 8
     probe_every: int = 8
     nonfinite: float = 0.05
 

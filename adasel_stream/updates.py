@@ -197,6 +197,7 @@ def alignment(
     *,
     rate: float = 0.5,
     forgetting: float = 0.05,
+    every: int = 8,
 ) -> State:
     """Favour methods whose own k rows have a gradient along that of all candidates.
 
@@ -211,6 +212,8 @@ def alignment(
         k: how many rows each method would choose.
         rate: η, above 0.
         forgetting: f, in [0, 1).
+        every: candidate batches between two updates, at least 1; the gradients of all methods' own
+            rows cost more than the rest of a step, and change slowly.
 
     Raises:
         MethodError: the batch has no last layer.
@@ -224,5 +227,7 @@ def alignment(
             "the loader model= with a linear last layer and no record=, or let score return "
             "Scored(losses, residuals, features)"
         )
+    if state.step % every:
+        return state
     rewards = cosine(mean_gradients(last, picks(preferences, batch, k)), batch.gradient)
     return replace(state, log_weights=(1 - forgetting) * state.log_weights + rate * rewards)

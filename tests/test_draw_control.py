@@ -145,7 +145,8 @@ def test_masked_rows_are_in_no_arm() -> None:
 def layout(residuals: Tensor, losses: Tensor | None = None) -> list[int]:
     """Give the order of rows with these residuals."""
     losses = torch.zeros(len(residuals)) if losses is None else losses
-    batch = LossBatch(losses, last_layer=LastLayer(residuals, torch.ones(len(residuals), 1)))
+    last = LastLayer(residuals, torch.ones(len(residuals), 1))
+    batch = LossBatch(losses, gradient_norms=gradient_norms(last), last_layer=last)
     return draw.by_pull(batch).argsort().tolist()
 
 
