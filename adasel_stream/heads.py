@@ -1,185 +1,199 @@
-"""The last linear layer of a model, and what it shows while losses are computed.
+"""The last linear layer of a model: which it is, and its residuals and features.
 
-Hooks let the graph begin anew at the output of every linear layer, so that differentiating the
-losses runs through what comes after the last ones alone, never through the model. Those that the
-losses then still depend on are heads; the last one called whose output they follow row by row is
-taken. Losses are computed once for it, as for any other batch.
+Heads are the layers that the losses depend on when all outputs of linear layers are held fixed; of
+several the last one called whose output the losses follow row by row is taken. Losses are computed
+once to find it, as for any other batch.
+
+Where something else than an `nn.Linear` comes last, such as `F.linear` with an embedding's weight,
+a layer before it is taken: its gradients are as true, if not the last ones, and the log says so.
 """
 
-import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from adasel_stream.errors import ScoreError
 from adasel_stream.types import Scored
+from adasel_stream.watching import Watched
 
-__all__ = ["capture", "eagerly", "find_head"]
+__all__ = ["find_head", "last_layer_of"]
+
+_log = logging.getLogger(__name__)
 
 _ADVICE = "let score return Scored(losses, residuals, features), or choose methods without it"
 
 
-class _Call(NamedTuple):
-    """One call of a linear layer: its input, and its output as the beginning of a graph."""
-
-    layer: nn.Linear
-    features: Tensor
-    output: Tensor
-
-
-def eagerly() -> AbstractContextManager[Any]:
-    """Let compiled models run uncompiled for a while: their graphs know no hooks.
-
-    Nothing is compiled where torch's compiler was never loaded, and it is not loaded for this.
-    """
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    forced: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return forced
-
-
-def find_head(model: nn.Module, losses_of: Callable[[], Tensor]) -> tuple[nn.Linear, Scored]:
-    """Find the last linear layer whose output the losses follow row by row.
+def find_head(seen: Watched, model: nn.Module) -> tuple[nn.Linear, bool]:
+    """Find the last linear layer called whose output the losses follow row by row.
 
     Args:
-        model: whose layers to look through, wrapped or not.
-        losses_of: computes losses, shape (b,), by calling the model; called once.
+        seen: losses, shape (b,), floating point, and the calls of all linear layers.
+        model: the model that they are in, for messages.
 
     Returns:
-        the layer, and the losses with its residuals and features as `capture` gives them.
+        the layer, and whether it is beyond doubt: a single row, or rows without gradient, cannot
+        show which rows are whose.
 
     Raises:
         ScoreError: there is none; it says what was found instead.
 
+    >>> from adasel_stream.watching import watched
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> head, scored = find_head(model, lambda: model(torch.ones(5, 3)).square().sum(1))
-    >>> head is model[2], tuple(scored.features.shape)
-    (True, (5, 4))
+    >>> seen = watched(model.modules(), lambda: Scored(model(torch.rand(5, 3)).square().sum(1)))
+    >>> head, sure = find_head(seen, model)
+    >>> head is model[2], sure
+    (True, True)
     """
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    losses, calls = _watched(layers, losses_of)
-    usable = isinstance(losses, Tensor) and losses.ndim == 1  # what is not is refused elsewhere
-    called = list(dict.fromkeys(call.layer for call in reversed(calls)))
-    for head in called:
-        own = [call for call in calls if call.layer is head]
-        if usable and _follow(losses, own):
-            return head, _captured(losses, own)
-    name = type(model).__name__
-    if not called:
+    name, losses = type(model).__name__, seen.scored.losses
+    layers = list(dict.fromkeys(call.layer for call in reversed(seen.calls)))
+    if not layers:
         raise ScoreError(
             f"no nn.Linear of {name} took part in scoring, so there is no last layer to take "
-            f"gradients from; {_ADVICE}"
+            f"gradients from; let score call what is passed as model=; or {_ADVICE}"
         )
+    if not losses.requires_grad:
+        raise ScoreError(
+            f"the losses have no gradient in any of the {len(layers)} linear layers of {name}; "
+            f"call it without torch.no_grad, inference_mode and detach; or {_ADVICE}"
+        )
+    for head in layers:
+        residuals = _residuals(seen, head)
+        if residuals and _follow(seen, head, residuals):
+            sure = _are_telling(residuals)
+            if sure and (after := _parameters_after(seen, model)):
+                _log.warning(
+                    "gradients are those of the last linear layer of %s, after which %d parameters "
+                    "still act, such as %s; for those of the last layer, %s",
+                    *(name, len(after), after[0], _ADVICE),
+                )
+            return head, sure
     raise ScoreError(
-        f"the losses follow none of the {len(called)} linear layers of {name} row by row, each "
+        f"the losses follow none of the {len(layers)} linear layers of {name} row by row, each "
         f"loss by the output of its own row; {_ADVICE}"
     )
 
 
-def capture(head: nn.Linear, losses_of: Callable[[], Tensor]) -> Scored:
-    """Compute losses with the residuals and features of a linear layer.
+def last_layer_of(seen: Watched, head: nn.Linear) -> Scored:
+    """Give the losses with residuals and features of a head.
 
-    Where the layer is called several times their quantities stand side by side, as those of tokens
-    do, and so they do where rows of sequences come flattened.
+    Where it was called several times their quantities stand side by side, as those of tokens do,
+    each with the other outputs held fixed. So do those of sequences whose rows come flattened,
+    (b·T, c); whether they are whole is looked at each time, which waits for the device.
 
     Args:
+        seen: losses, shape (b,), floating point, and the calls of the head, maybe of others too.
         head: the layer.
-        losses_of: computes losses, shape (b,), by calling the model that the layer is in.
 
     Returns:
-        losses without graph, residuals and features; those are None where the losses do not depend
-        on the layer.
+        losses without graph, residuals (b, [T,] c) and features (b, [T,] h).
+
+    Raises:
+        ScoreError: the losses do not follow the head row by row.
+
+    >>> from adasel_stream.watching import watched
+    >>> head = nn.Linear(3, 2)
+    >>> seen = watched([head], lambda: Scored(head(torch.ones(5, 3)).sum(1)))
+    >>> last_layer_of(seen, head).residuals[0]
+    tensor([1., 1.])
     """
-    return _captured(*_watched([head], losses_of))
+    losses = seen.scored.losses
+    rows = len(losses)
+    own = [call for call in seen.calls if call.layer is head]
+    flattened = any(len(call.mark) != rows for call in own)
+    residuals = _residuals(seen, head) if losses.requires_grad else {}
+    if not residuals or (flattened and not _follow(seen, head, residuals)):
+        raise ScoreError(
+            f"the losses of {rows} rows do not follow the last linear layer row by row, as those "
+            "of the first candidates did; let score take the same way through the model for every "
+            "batch, rows first, or let it return Scored(losses, residuals, features)"
+        )
+    features = [_by_row(own[i].features, rows) for i in residuals]
+    return Scored(losses.detach(), _side_by_side(residuals.values()), _side_by_side(features))
 
 
-def _captured(losses: Tensor, calls: list[_Call]) -> Scored:
-    if not isinstance(losses, Tensor) or not losses.ndim or not losses.requires_grad:
-        return Scored(losses)
-    ones, outputs = torch.ones_like(losses), [call.output for call in calls]
-    gradients = _gradients(losses, outputs, ones)
-    rows = losses.shape[0]
-    pairs = [
-        (_by_row(gradient, rows), _by_row(call.features, rows))
-        for gradient, call in zip(gradients, calls, strict=True)
-        if gradient is not None
-    ]
-    if not pairs or any(one is None for pair in pairs for one in pair):
-        return Scored(losses.detach())
-    residuals, features = zip(*pairs, strict=True)
-    return Scored(losses.detach(), _side_by_side(residuals), _side_by_side(features))
+def _residuals(seen: Watched, head: nn.Linear, weights: Tensor | None = None) -> dict[int, Tensor]:
+    """Differentiate weighted losses in the output of each call of the head.
+
+    Calls that the losses do not depend on are left out; all are where one has no row for each
+    loss.
+    """
+    losses = seen.scored.losses
+    own = [call for call in seen.calls if call.layer is head]
+    weights = torch.ones_like(losses) if weights is None else weights
+    marks = [call.mark for call in own]
+    gradients = list[Tensor | None](
+        torch.autograd.grad(losses, marks, weights, retain_graph=True, allow_unused=True)
+    )
+    used = [(i, one) for i, one in enumerate(gradients) if one is not None]
+    found = {i: _by_row(one, len(losses)) for i, one in used}
+    there = {i: residuals for i, residuals in found.items() if residuals is not None}
+    return there if len(there) == len(found) else {}
 
 
-def _watched(
-    layers: Iterable[nn.Linear], losses_of: Callable[[], Tensor]
-) -> tuple[Tensor, list[_Call]]:
-    """Give losses with a graph that begins at layers, and the calls of those."""
-    calls: list[_Call] = []
+def _follow(seen: Watched, head: nn.Linear, residuals: dict[int, Tensor]) -> bool:
+    """Say whether each loss depends on the outputs of its own row alone.
 
-    def start_graph(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        assert isinstance(module, nn.Linear)
-        calls.append(_Call(module, args[0].detach(), output.detach().requires_grad_()))
-        torch.set_grad_enabled(True)
-        return calls[-1].output
-
-    with _hooked(layers, start_graph), eagerly():
-        return losses_of(), calls
+    If so, losses that are multiplied by powers of two have residuals that are, to the last digit.
+    Rows without finite gradient say nothing.
+    """
+    losses = seen.scored.losses
+    place = torch.arange(len(losses), device=losses.device, dtype=torch.float32)
+    # by the golden section: rows at any distance differ somewhere
+    factors = torch.exp2((place * 0.618034 % 1 * 4).floor()).to(losses.dtype)
+    scaled = _residuals(seen, head, factors)
+    return _all_zero([_differ(scaled[i], one, factors) for i, one in residuals.items()])
 
 
-@contextmanager
-def _hooked(layers: Iterable[nn.Linear], hook: Callable[..., Tensor]) -> Generator[None]:
-    handles = [layer.register_forward_hook(hook) for layer in layers]
-    before = torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        torch.set_grad_enabled(before)
+def _differ(scaled: Tensor, residuals: Tensor, factors: Tensor) -> Tensor:
+    """Say which rows are not scaled by their own factor, shape (b,), bool."""
+    expected = residuals.flatten(1) * factors.to(residuals.dtype)[:, None]
+    error = (scaled.flatten(1) - expected).abs()
+    usable = torch.isfinite(error)
+    numbers = torch.finfo(residuals.dtype)  # kernels that add up in no order leave a last digit
+    bound = 4 * numbers.eps * torch.where(usable, expected.abs(), 0.0).amax(1, keepdim=True)
+    return (usable & (error > bound + numbers.tiny)).any(1)
 
 
-def _follow(losses: Tensor, calls: list[_Call]) -> bool:
-    """Say whether the first and the last loss depend on the outputs of their own rows alone."""
-    rows = losses.shape[0]
-    if not (rows and losses.requires_grad):
-        return False
-    outputs, others = [call.output for call in calls], list[Tensor]()
-    for row in {0, rows - 1}:
-        alone = torch.zeros_like(losses)
-        alone[row] = 1
-        for gradient in _gradients(losses, outputs, alone):
-            own = None if gradient is None else _by_row(gradient, rows)
-            if gradient is not None and own is None:
-                return False
-            if own is not None:
-                others.append(torch.cat([own[:row], own[row + 1 :]]))
-    return bool(others) and _all_zero(others)
-
-
-def _gradients(losses: Tensor, outputs: list[Tensor], weights: Tensor) -> Sequence[Tensor | None]:
-    """Differentiate weighted losses in each output; None for those that they do not depend on."""
-    return torch.autograd.grad(losses, outputs, weights, retain_graph=True, allow_unused=True)
+def _are_telling(residuals: dict[int, Tensor]) -> bool:
+    """Say whether at least two rows have a gradient."""
+    sizes = torch.stack([one.flatten(1).abs().amax(1) for one in residuals.values()]).nansum(0)
+    return _all_zero([(sizes > 0).sum() < 2])
 
 
 def _all_zero(tensors: list[Tensor]) -> bool:
-    """Look at numbers; the one time that a device is waited for, at the very first candidates."""
+    """Look at numbers, which waits for the device; once, while heads are given rows first."""
     return not any(bool(tensor.any()) for tensor in tensors)
+
+
+def _parameters_after(seen: Watched, model: nn.Module) -> list[str]:
+    """Give names of parameters between the linear layers and the losses, from the losses on."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    done: set[Node | None] = {None, *(call.beginning for call in seen.calls)}
+    nodes, found = [seen.scored.losses.grad_fn], list[str]()
+    while nodes:
+        node = nodes.pop(0)
+        if node is None or node in done:
+            continue
+        done.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        found += [names[id(v)] for v in [getattr(node, "variable", None)] if id(v) in names]
+    return found
 
 
 def _by_row(values: Tensor, rows: int) -> Tensor | None:
     """Bring rows to the front: those of sequences may come flattened, (b·T, c)."""
-    if values.ndim >= 2 and values.shape[0] == rows:
+    if len(values) == rows:
         return values
-    if values.ndim == 2 and rows and values.shape[0] % rows == 0:
+    if values.ndim == 2 and rows and len(values) % rows == 0:
         return values.reshape(rows, -1, values.shape[1])
     return None
 
 
-def _side_by_side(parts: tuple[Tensor | None, ...]) -> Tensor:
-    there: Iterator[Tensor] = (part for part in parts if part is not None)
-    if len(parts) == 1:
-        return next(there)
+def _side_by_side(parts: Iterable[Tensor | None]) -> Tensor:
+    there = [part for part in parts if part is not None]
+    if len(there) == 1:
+        return there[0]
     return torch.cat([part.flatten(1, -2) if part.ndim > 2 else part[:, None] for part in there], 1)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from adasel_stream.errors import ScoreError
-from adasel_stream.heads import capture, find_head
+from adasel_stream.heads import find_head, last_layer_of
 from adasel_stream.types import Batch, Scored
+from adasel_stream.watching import Watched, watched
+from adasel_stream.wrappers import alone
 
 __all__ = ["ModelScorer", "Score", "as_scored", "checked", "scorer_for"]
 
@@ -83,7 +85,7 @@ class ModelScorer:
         Raises:
             ScoreError: `last_layer` is True and the losses do not come from one.
         """
-        with self._untouched(), self._autocasting():
+        with self._untouched(), alone(self._model.modules()), self._autocasting():
             if self._last_layer:
                 return self._with_last_layer(batch)
             return as_scored(self._score(batch))
@@ -136,41 +138,28 @@ class ModelScorer:
         device = next((p.device.type for p in self._model.parameters()), "cpu")
         return torch.autocast(device, dtype=self._autocast)
 
-    def _find_head(self, losses_of: Callable[[], Tensor], brought: list[Scored]) -> Scored:
-        """Score the first candidates, and find the layer whose quantities are captured."""
-        try:
-            self._head, scored = find_head(self._model, losses_of)
-        except ScoreError as error:
-            (first,) = brought
-            if first.residuals is None and _one_a_row(first.losses):
-                if self._last_layer is True:
-                    raise
-                _log.warning("gradients of the last layer are not used: %s", error)
-            self._last_layer = self._last_layer and not _one_a_row(first.losses)
-            return first
-        if brought[0].residuals is not None:  # the score brings its own
-            self._last_layer = False
-            return brought[0]
-        return scored
-
     def _with_last_layer(self, batch: Batch) -> Scored:
         """Score, and capture last-layer quantities unless the score brings its own."""
-        brought: list[Scored] = []
+        layers = self._model.modules() if self._head is None else [self._head]
+        seen = watched(layers, lambda: as_scored(self._score(batch)))
+        if seen.scored.residuals is not None:
+            self._last_layer = False
+            return seen.scored
+        if not _one_a_row(seen.scored.losses):
+            return seen.scored
+        try:
+            return last_layer_of(seen, self._head or self._find_head(seen))
+        except ScoreError as error:
+            if self._last_layer is True:
+                raise
+            _log.warning("gradients of the last layer are not used: %s", error)
+            self._last_layer = False
+            return Scored(seen.scored.losses.detach())
 
-        def losses_of() -> Tensor:
-            brought[:] = [as_scored(self._score(batch))]
-            return brought[0].losses
-
-        if self._head is None:
-            return self._find_head(losses_of, brought)
-        scored = capture(self._head, losses_of)
-        if scored.residuals is None and _one_a_row(brought[0].losses):
-            raise ScoreError(
-                f"the losses of {len(scored.losses)} rows do not follow the last linear layer, "
-                "which those of the first candidates did; let score take the same way through the "
-                "model for every batch, or let it return Scored(losses, residuals, features)"
-            )
-        return scored
+    def _find_head(self, seen: Watched) -> nn.Linear:
+        head, sure = find_head(seen, self._model)
+        self._head = head if sure else None
+        return head
 
 
 def _one_a_row(losses: object) -> bool:

@@ -101,26 +101,24 @@ def test_a_score_may_bring_its_own_last_layer_quantities() -> None:
         assert norms.shape == (16,)
 
 
-@pytest.mark.parametrize(
-    "score",
-    [
-        lambda m, x: m(x).detach().sum(1),
-        lambda m, x: m(x).repeat(2, 1).sum(1),
-        lambda m, x: m(x).softmax(0).sum(1),
-    ],
-    ids=["no graph", "twice as many", "all rows at once"],
-)
-def test_losses_that_do_not_come_from_the_last_layer_are_refused(
-    score: Callable[[nn.Module, Tensor], Tensor],
-) -> None:
+UNRELATED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
+    "no graph": (lambda m, x: m(x).detach().sum(1), "have no gradient in any of the 2 linear lay"),
+    "twice as many": (lambda m, x: m(x).repeat(2, 1).sum(1), "follow none of the 2 linear layers"),
+    "all at once": (lambda m, x: m(x).softmax(0).sum(1), "follow none of the 2 linear layers"),
+}
+
+
+@pytest.mark.parametrize("name", UNRELATED)
+def test_losses_that_do_not_come_from_the_last_layer_are_refused(name: str) -> None:
     """The message says what was looked for and the way out."""
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    score, message = UNRELATED[name]
 
     def both(x: Tensor) -> Tensor:
         model(x)
         return score(model, x)
 
-    with pytest.raises(ScoreError, match="follow none of the 2 linear layers") as caught:
+    with pytest.raises(ScoreError, match=message) as caught:
         ModelScorer(both, model, last_layer=True)(labelled()[0])
     assert "let score return Scored(losses, residuals, features)" in str(caught.value)
 
