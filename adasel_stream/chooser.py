@@ -184,8 +184,6 @@ class Chooser:
 
     def give_up(self) -> None:
         """Draw evenly from now on: the arithmetic says that selection cannot pay."""
-        if self._policy.watch is None:
-            return
         before = self._watch.reason
         self._watch = replace(self._watch, reason="cost")
         self._tell(before)

@@ -22,6 +22,7 @@ from adasel_stream.known import KnownLosses
 from adasel_stream.lookups import lookups_for, reference_for
 from adasel_stream.methods import last_layer_for, needs, resolve_methods
 from adasel_stream.metrics import Metrics
+from adasel_stream.paying import Gain
 from adasel_stream.policies import resolve_policy
 from adasel_stream.record import LossRecord
 from adasel_stream.rows import usable
@@ -138,8 +139,9 @@ class SelectingLoader:
             "record": record is not None,
         }
         cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
-        if not cost.pays:
+        if not cost.pays and chooser.rules is not None:
             chooser.give_up()
+            self.metrics.observe_watch("", chooser.watch, chooser.gain)
         self._untold: Cost | None = cost
         self._emissions = Emissions(weighed=rule.name != "paper" or record is not None)
         self._step_began_s: float | None = None
@@ -163,6 +165,15 @@ class SelectingLoader:
             AdaselError: no batch was emitted yet.
         """
         return self._emissions.last.rows.weights
+
+    @property
+    def gain(self) -> Gain:
+        """Share of uniform sampling's gradient noise that selection removes, NaN while unknown.
+
+        Only a policy that watches itself, such as "auto", knows it: its mean, and an interval of
+        two standard errors from `low` to `high`.
+        """
+        return self._selector.gain
 
     def __iter__(self) -> Iterator[Batch]:
         """Make a pass over the source; one at a time, a newer pass ends an older one.

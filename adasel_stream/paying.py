@@ -207,11 +207,13 @@ def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch
 
 
 def _with_variances(watch: Watch, rules: Rules, ours: float, even: float) -> Watch:
-    keep = 1 - 1 / rules.window
+    # probes are few: what was seen before the fall back must not hold up the return
+    window = rules.window if watch.selecting else min(rules.window, 2 * rules.least)
+    keep = 1 - 1 / window
     new = (ours, even, ours * ours, ours * even, even * even)
     fade = (keep, keep, keep**2, keep**2, keep**2)
     sums = tuple(f * s + n for f, s, n in zip(fade, watch.sums, new, strict=True))
-    return replace(watch, batches=min(watch.batches + 1, rules.window), sums=sums)
+    return replace(watch, batches=min(watch.batches + 1, window), sums=sums)
 
 
 def _with_level(watch: Watch, rules: Rules, loss: float) -> Watch:

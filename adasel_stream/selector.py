@@ -19,6 +19,7 @@ from adasel_stream.known import Judged, KnownLosses
 from adasel_stream.late import Late
 from adasel_stream.lookups import Int64s
 from adasel_stream.metrics import Metrics
+from adasel_stream.paying import Gain
 from adasel_stream.reporting import Reporting
 from adasel_stream.rows import Leaves, joined_rows, place, row_count
 from adasel_stream.types import Batch, Feedback, Ids, Selection
@@ -90,6 +91,11 @@ class Selector:
     def stuck(self) -> bool:
         """Whether rows wait that cannot be emitted, as nobody knows the structure of batches."""
         return not self.knows_structure and (bool(self._rows) or self._known.gathering)
+
+    @property
+    def gain(self) -> Gain:
+        """Gain over uniform sampling."""
+        return self._chooser.gain
 
     def learn_structure(self, batch: Batch) -> None:
         """Remember the structure of candidate batches, none of their rows."""

@@ -1,0 +1,228 @@
+"""The default policy at work: it falls back to an even draw, says why, and comes back."""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from adasel_stream import LossBatch, LossRecord, Scored, SelectingLoader, auto
+from tests.candidates import generator
+from tests.streams import Rows, Stream, loss
+
+B = 32
+WINDOWS = 800
+"""Candidate batches that decide for sure: those that are compared are one in eight."""
+
+
+class World:
+    """Rows with gradients of very different sizes, and a method that may be turned against them."""
+
+    def __init__(self) -> None:
+        self.against = False
+        self.broken = False
+        self.level = 1.0
+        self.scored = 0
+
+    def batches(self) -> Iterator[Rows]:
+        """Offer rows without end."""
+        random = generator(0)
+        while True:
+            yield {
+                "size": torch.rand(B, generator=random) ** 3 + 0.01,
+                "side": torch.randn(B, 2, generator=random),
+            }
+
+    def score(self, batch: Rows) -> Scored:
+        """Give losses that follow the sizes, and residuals of that size."""
+        self.scored += len(batch["size"])
+        losses = self.level * batch["size"]
+        if self.broken:
+            losses = torch.where(batch["side"][:, 0] > 0, torch.nan, losses)
+        residuals = batch["size"][:, None] * batch["side"]
+        return Scored(losses, residuals, torch.ones(len(losses), 1))
+
+    def method(self, batch: LossBatch) -> Tensor:
+        """Prefer large gradients, or small ones where it is turned against them."""
+        size = batch.losses / self.level
+        return 1 / size if self.against else size
+
+    def loader(self, **options: Any) -> SelectingLoader:
+        """Select a quarter by the method."""
+        methods = {"mine": self.method}
+        options = {"score": self.score, "sampling_rate": 0.25, "methods": methods, **options}
+        return SelectingLoader(self.batches(), **options)
+
+
+def train(loader: SelectingLoader, steps: int) -> list[float]:
+    """Take batches, and give the largest importance weight of each."""
+    largest = []
+    for batch in islice(loader, steps):
+        loader.mean(batch["size"])
+        largest.append(float(loader.weights.max()))
+    return largest
+
+
+def reasons(loader: SelectingLoader) -> dict[str, int]:
+    """Give how often rows came to be drawn otherwise, and why."""
+    return {why: count for why, count in loader.metrics.policy_switches.items() if count}
+
+
+def test_gain_over_uniform_is_measured_and_shown() -> None:
+    """Drawing by gradient size halves the noise and more; the interval says so."""
+    loader = World().loader()
+    train(loader, 200)
+    gain = loader.metrics.snapshot()["gain_ratio"]
+    assert 0.3 < gain["low"] < gain["mean"] < gain["high"] < 1
+    assert reasons(loader) == {}
+    assert loader.metrics.snapshot()["fallback_ratio"]["no_gain"] == 0
+    assert loader.metrics.stream_loss == pytest.approx(0.26, abs=0.05)
+
+
+def test_it_falls_back_without_a_gain_and_comes_back_with_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An even draw then, most of it unscored; metrics and log give the reason."""
+    world = World()
+    world.against = True
+    loader = world.loader()
+    with caplog.at_level(logging.INFO, "adasel_stream"):
+        train(loader, WINDOWS)
+        assert reasons(loader) == {"no_gain": 1}
+        assert loader.metrics.snapshot()["fallback_ratio"]["no_gain"] == 1
+        before = world.scored
+        assert max(train(loader, 160)) == pytest.approx(1.0)
+        assert (world.scored - before) / (160 * 4 * B) == pytest.approx(1 / 8, abs=0.02)
+        world.against = False
+        train(loader, 4000)
+    assert reasons(loader) == {"no_gain": 1, "selection": 1}
+    assert max(train(loader, 50)) > 1.2
+    told = [record.message for record in caplog.records]
+    assert any("because of no_gain: the interval of the gain" in line for line in told)
+    assert any("by their losses again; no_gain is over" in line for line in told)
+
+
+def test_rate_and_batch_size_hold_after_a_fall_back() -> None:
+    """Rows are as many, scored or not."""
+    world = World()
+    world.against = True
+    loader = world.loader()
+    train(loader, WINDOWS + 100)
+    metrics = loader.metrics
+    assert metrics.samples_selected / metrics.samples_seen == pytest.approx(0.25, abs=1e-3)
+    assert metrics.score_rows["unknown"] > 0
+
+
+def test_losses_that_are_no_numbers_end_selection_for_a_while() -> None:
+    """Half of each batch is enough; where all are, there is nothing to draw at all."""
+    world = World()
+    loader = world.loader()
+    train(loader, 100)
+    world.broken = True
+    train(loader, 10)
+    assert reasons(loader) == {"nonfinite_loss": 1}
+    world.broken = False
+    train(loader, 200)
+    assert reasons(loader) == {"nonfinite_loss": 1, "selection": 1}
+
+
+def test_a_jump_of_the_losses_ends_selection_for_a_while() -> None:
+    """Drift is noticed, waited out, and over."""
+    world = World()
+    loader = world.loader()
+    train(loader, 300)
+    assert reasons(loader) == {}
+    world.level = 5.0
+    train(loader, 200)
+    assert reasons(loader) == {"drift": 1, "selection": 1}
+
+
+def test_what_cannot_pay_is_not_even_scored() -> None:
+    """At rates where scoring costs what it spares, rows are drawn evenly from the start."""
+    world = World()
+    loader = world.loader(sampling_rate=0.8)
+    with pytest.warns(RuntimeWarning, match="selection cannot pay"):
+        largest = train(loader, 20)
+    assert world.scored == 0
+    assert max(largest) == pytest.approx(1.0)
+    assert loader.metrics.snapshot()["fallback_ratio"]["cost"] == 1
+    assert reasons(loader) == {"cost": 1}
+
+
+@pytest.mark.parametrize("useful", [True, False])
+def test_recorded_losses_are_judged_by_the_control_arm(useful: bool) -> None:
+    """Fresh losses of rows that were drawn evenly tell whether the record is worth following."""
+    count, random = 4096, np.random.default_rng(0)
+    fresh = (random.random(count) ** 4 + 0.01).astype(np.float32)
+    record = LossRecord(capacity=2 * count)
+    record.update(np.arange(count), fresh if useful else fresh[::-1] ** -1)
+
+    def source() -> Iterator[Rows]:
+        while True:
+            ids = random.permutation(count)[:128]
+            yield {"id": torch.from_numpy(ids), "loss": torch.from_numpy(fresh[ids])}
+
+    policy = auto(control=0.2)
+    loader = SelectingLoader(
+        source(), record=record, ids="id", sampling_rate=0.25, policy=policy, methods=["big_loss"]
+    )
+    loader._selector._known.lookups.observe = lambda *_: None  # type: ignore[union-attr, method-assign] # the record stays as wrong as it is
+    loader._selector._known.lookups.compare = lambda *_: None  # type: ignore[union-attr, method-assign]
+    for batch in islice(loader, 400):
+        loader.mean(batch["loss"])
+    gain = loader.gain
+    assert (gain.low > 0.2) if useful else (gain.high < 0)
+    assert reasons(loader) == ({} if useful else {"no_gain": 1})
+
+
+def test_a_run_resumes_to_the_last_bit_through_falls_back() -> None:
+    """Reason, gain and draws go on as if nothing had happened."""
+
+    def make() -> SelectingLoader:
+        return SelectingLoader(
+            Stream((16,) * 400), score=loss, sampling_rate=0.25, methods=[upside_down], seed=3
+        )
+
+    def run(loader: SelectingLoader, steps: int) -> list[Any]:
+        got = []
+        for batch in islice(loader, steps):
+            loader.mean(batch["loss"])
+            got.append((batch["id"].tolist(), loader.weights.tolist()))
+        return got
+
+    whole = make()
+    want = run(whole, 1000)
+    for cut in (1, 40, 73):
+        first = make()
+        got = run(first, cut)
+        second = make()
+        second.load_state_dict(first.state_dict())
+        assert got + run(second, 1000) == want
+        assert second.metrics.snapshot()["gain_ratio"] == whole.metrics.snapshot()["gain_ratio"]
+
+
+def upside_down(batch: LossBatch) -> Tensor:
+    """Prefer what an unbiased draw should leave alone."""
+    return 1 / (batch.losses + 0.1)
+
+
+def test_a_model_without_a_linear_head_is_selected_from_by_its_losses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The default must not fail on it; the log says what is missing."""
+    model = nn.Conv1d(1, 3, 4)
+
+    def score(batch: Rows) -> Tensor:
+        return cross_entropy(
+            model(batch["x"][:, None]).flatten(1), batch["id"] % 3, reduction="none"
+        )
+
+    with caplog.at_level(logging.WARNING, "adasel_stream"):
+        loader = SelectingLoader(Stream(), score=score, model=model, sampling_rate=0.5)
+        assert len(list(loader)) == 3
+    assert "gradients of the last layer are not used: no nn.Linear" in caplog.text
