@@ -25,7 +25,8 @@ class Problem:
     Attributes:
         train: training rows, in the order of the stream where the task is one.
         test: rows that nobody trains on; empty for streams, which are tested on what comes next.
-        reference: rows kept aside from `train` for a reference model.
+        reference: rows for a reference model: kept aside where rows are drawn, a part of `train`
+            over images and text, of which there are too few, and empty for streams.
         network: makes the network, from torch's global generator.
         losses: per-row losses of the network, shape (n,).
         quality: measures of the network on rows, the first one being what counts.

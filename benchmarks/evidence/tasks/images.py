@@ -41,10 +41,18 @@ def idx(path: Path) -> Tensor:
 
 
 def fashion_files(data: Path | None, part: str) -> tuple[Tensor, Tensor]:
-    """Find images, scaled to mean 0 and deviation 1, (n, 784), and labels, int64."""
-    images, labels = (
-        idx(first_of(data, f"{part}-{name}-ubyte")) for name in ("images-idx3", "labels-idx1")
-    )
+    """Find images, scaled to mean 0 and deviation 1, (n, 784), and labels, int64.
+
+    Raises:
+        DataError: the files are missing, damaged, or do not belong together.
+    """
+    path = first_of(data, f"{part}-images-idx3-ubyte")
+    images, labels = idx(path), idx(first_of(data, f"{part}-labels-idx1-ubyte"))
+    if images.shape[1:] != (28, 28) or labels.shape != images.shape[:1] or labels.max() >= CLASSES:
+        raise DataError(
+            f"{path} has images of shape {tuple(images.shape)} and beside it labels of shape "
+            f"{tuple(labels.shape)}, expected n images of 28 x 28 and n labels below {CLASSES}"
+        )
     return (images.flatten(1).float() / 255 - 0.286) / 0.353, labels.long()
 
 
@@ -82,7 +90,7 @@ def problem_of(
     wrong: float = 0.0,
     rare: float = 1.0,
 ) -> Problem:
-    """Split off rows for a reference model, and spoil labels as asked."""
+    """Spoil labels as asked; a part of the rows is for a reference model as well."""
     random = generator(seed)
     x, y = images
     order = torch.randperm(len(y), generator=random)

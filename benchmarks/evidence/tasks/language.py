@@ -19,23 +19,29 @@ SEQUENCES = 12_000
 
 
 @lru_cache(maxsize=2)
-def sequences(data: Path | None, part: str, vocabulary: tuple[str, ...] | None) -> Tensor:
-    """Number the words of a text, 0 for rare ones, in sequences of LENGTH + 1, (n, LENGTH + 1)."""
+def words_of(data: Path | None, part: str) -> list[str]:
+    """Read the words of a split.
+
+    Raises:
+        DataError: it is no text, or a short one.
+    """
     path = file_of(data, "wikitext2", f"{part}.txt")
-    words = path.read_text(encoding="utf-8", errors="strict").split()
-    if len(words) < 100_000:
-        raise DataError(f"{path} has {len(words)} words, Wikitext-2's have over 200,000")
-    known = {word: place for place, word in enumerate(vocabulary or common(data), 1)}
-    numbers = torch.tensor([known.get(word, 0) for word in words])
+    try:
+        words = path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is no text in UTF-8: {error}") from error
+    if len(words) < SEQUENCES * (LENGTH + 1):
+        raise DataError(f"{path} has {len(words)} words, Wikitext-2's splits have over 217,000")
+    return words
+
+
+def sequences(data: Path | None, part: str) -> Tensor:
+    """Number a split's words, 0 for rare ones, in sequences, (n, LENGTH + 1), int64."""
+    common = Counter(words_of(data, "test")).most_common(WORDS - 1)
+    known = {word: place for place, (word, _) in enumerate(common, 1)}
+    numbers = torch.tensor([known.get(word, 0) for word in words_of(data, part)])
     whole = len(numbers) // (LENGTH + 1)
     return numbers[: whole * (LENGTH + 1)].reshape(whole, LENGTH + 1)
-
-
-@lru_cache(maxsize=1)
-def common(data: Path | None) -> tuple[str, ...]:
-    """Give the most common words of the text that is trained on."""
-    words = file_of(data, "wikitext2", "test.txt").read_text(encoding="utf-8").split()
-    return tuple(word for word, _ in Counter(words).most_common(WORDS - 1))
 
 
 class Transformer(nn.Module):
@@ -72,8 +78,8 @@ def quality(network: nn.Module, rows: Examples) -> dict[str, float]:
 def wikitext(data: Path | None, seed: int) -> Problem:
     """Train on the test split, as the train split is not shipped with it, and test on the other."""
     order = torch.randperm(SEQUENCES, generator=generator(seed))
-    train = sequences(data, "test", None)[order]
-    test = sequences(data, "valid", None)[:2_000]
+    train = sequences(data, "test")[order]
+    test = sequences(data, "valid")[:2_000]
     return Problem({"x": train}, {"x": test}, {"x": train[:1_000]}, Transformer, losses, quality)
 
 

@@ -38,8 +38,10 @@ def bike(path: Path, features: tuple[str, ...], scale: float) -> tuple[Tensor, T
             rows = list(csv.DictReader(file))
         x = torch.tensor([[float(row[name]) for name in features] for row in rows])
         y = torch.tensor([float(row["cnt"]) / scale for row in rows])
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:  # a short row holds None
         raise DataError(f"{path} is not the bike sharing table: {error!r}") from error
+    if not (x.isfinite().all() and y.isfinite().all()):
+        raise DataError(f"{path} is not the bike sharing table: some values are no numbers")
     if len(rows) < 100:
         raise DataError(f"{path} has {len(rows)} rows, the bike sharing table has 731 or 17,379")
     return (x - x.mean(0)) / x.std(0).clamp(min=1e-6), y
