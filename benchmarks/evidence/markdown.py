@@ -33,10 +33,10 @@ def number(value: float, digits: int = 4) -> str:
 def percent(share: float) -> str:
     """Write a share in percent.
 
-    >>> percent(0.667)
-    '67 %'
+    >>> percent(0.667), percent(-0.001), percent(math.nan)
+    ('67 %', '0 %', '-')
     """
-    return f"{100 * share:.0f} %" if math.isfinite(share) else "-"
+    return f"{round(100 * share)} %" if math.isfinite(share) else "-"
 
 
 def with_error(mean: Mean) -> str:

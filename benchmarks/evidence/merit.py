@@ -85,7 +85,12 @@ def _to_best(
 
 
 def gap_closed(standings: Standings, task: str, contestant: str, rate: float) -> float:
-    """Say how much of the gap between uniform and full training is closed, by the means."""
+    """Say how much of the gap between uniform and full training is closed, by the means.
+
+    NaN where there is no gap: where full training is not better by two standard errors.
+    """
+    if not standings.difference(task, "full", "uniform", rate).at_least(SURE):
+        return math.nan
     value, uniform, full = (
         standings.mean(task, name, rate).value for name in (contestant, "uniform", "full")
     )

@@ -1,6 +1,7 @@
 """Plots of the evidence: files of their own, readable on light and dark pages."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
@@ -17,6 +18,9 @@ GREY = 2
 
 PAINTS = {"auto": 0, "uniform": GREY, "unbiased": 3, "auto + serving": 6, "paper": 4, "big_loss": 1}
 
+MARGIN = 12
+"""Around a chart, in pixels."""
+
 ROOM = 0.4
 """Share of the range of what matters that is shown above and below it."""
 
@@ -24,15 +28,21 @@ ROOM = 0.4
 def standalone(svg: str) -> str:
     """Make an image file of a chart: with its own colours for light and dark, and a background.
 
-    >>> standalone('<svg viewBox="0 0 9 9"><g/></svg>').startswith('<svg xmlns=')
+    >>> image = standalone('<svg viewBox="0 0 9 9" width="9" height="9"><g/></svg>')
+    >>> 'viewBox="0 0 33 33"' in image and "prefers-color-scheme:dark" in image
     True
     """
     css = files("adasel_stream.report").joinpath("report.css").read_text(encoding="utf-8")
     colors = css[: css.index("*{")]
-    start, _, rest = svg.partition(">")
-    head = start.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    paper = '<rect width="100%" height="100%" style="fill:var(--paper)"/>'
-    return f"{head}><style>{colors}</style>{paper}{rest}\n"
+    sizes = re.search(r'width="([0-9.]+)" height="([0-9.]+)"', svg)
+    assert sizes is not None, "a chart says how large it is"
+    width, height = (float(size) + 2 * MARGIN for size in sizes.groups())
+    inner = svg.replace("<svg ", f'<svg x="{MARGIN}" y="{MARGIN}" ', 1)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" height="{height:g}"><style>{colors}</style>'
+        f'<rect width="100%" height="100%" style="fill:var(--paper)"/>{inner}</svg>\n'
+    )
 
 
 def value_against_rate(standings: Standings, task: str, measure: str) -> str:
