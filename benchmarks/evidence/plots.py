@@ -8,7 +8,7 @@ from importlib.resources import files
 from adasel_stream.charts import Series, bar_chart, line_chart
 from benchmarks.evidence.standings import Standings
 
-__all__ = ["rank_bars", "standalone", "value_against_rate"]
+__all__ = ["phase_bars", "rank_bars", "standalone", "value_against_rate"]
 
 SHOWN = ("auto", "uniform", "unbiased", "auto + serving", "paper", "big_loss")
 """Contestants in plots: more lines than these nobody can tell apart."""
@@ -20,6 +20,8 @@ PAINTS = {"auto": 0, "uniform": GREY, "unbiased": 3, "auto + serving": 6, "paper
 
 MARGIN = 12
 """Around a chart, in pixels."""
+
+PHASES: tuple[str, ...] = ("data", "score", "select", "train")
 
 ROOM = 0.4
 """Share of the range of what matters that is shown above and below it."""
@@ -113,3 +115,26 @@ def rank_bars(ranks: Mapping[str, float], own: Sequence[str]) -> str:
         unit="",
         width=760,
     )
+
+
+def phase_bars(standings: Standings, rate: float) -> str:
+    """Draw where the time goes, in percent of full training's, averaged over the tasks."""
+    return bar_chart(
+        {name: _phases(standings, name, rate) for name in standings.contestants},
+        label="processor time by phase",
+        x_label="percent of full training's processor time",
+        unit="%",
+        width=760,
+    )
+
+
+def _phases(standings: Standings, name: str, rate: float) -> dict[str, float]:
+    sums: dict[str, float] = {phase: 0.0 for phase in PHASES}
+    places = 0
+    for task in standings.tasks:
+        whole = standings.seconds(task, "full", rate)
+        for row in standings.seeds(task, name, rate).values():
+            places += 1
+            for phase in PHASES:
+                sums[phase] += 100 * row["seconds"].get(phase, 0.0) / whole
+    return {phase: value / max(1, places) for phase, value in sums.items()}

@@ -5,14 +5,15 @@ Only orderings that hold with wide margins are checked: what is closer is for th
 
 import statistics
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.evidence.grid import Grid, run
-from benchmarks.evidence.store import Results
+from benchmarks.evidence.store import Cell, Results
 from benchmarks.evidence.tasks import TASKS
 
-__all__ = ["check"]
+__all__ = ["check", "judge"]
 
 
 class Ordering(NamedTuple):
@@ -46,18 +47,14 @@ def check(jobs: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = Results(Path(folder) / "quick.parquet")
         run(GRID, results, None, jobs)
-    means: dict[tuple[str, str], float] = {
-        (task, name): statistics.fmean(
-            row["value"]
-            for cell, row in results.rows.items()
-            if (cell.task, cell.contestant) == (task, name)
-        )
-        for task in GRID.tasks
-        for name in GRID.contestants
-    }
+    return judge(results.rows)
+
+
+def judge(rows: Mapping[Cell, Mapping[str, Any]]) -> int:
+    """Print a line for each ordering, and give 1 where one does not hold, else 0."""
     holds = True
     for task, better, worse in ORDERINGS:
-        one, other = means[task, better], means[task, worse]
+        one, other = (_mean(rows, task, name) for name in (better, worse))
         right = one > other if TASKS[task].better == "higher" else one < other
         holds = holds and right
         print(
@@ -65,3 +62,11 @@ def check(jobs: int) -> int:
             f"{worse} {other:.4f}"
         )
     return 0 if holds else 1
+
+
+def _mean(rows: Mapping[Cell, Mapping[str, Any]], task: str, contestant: str) -> float:
+    return statistics.fmean(
+        row["value"]
+        for cell, row in rows.items()
+        if (cell.task, cell.contestant) == (task, contestant)
+    )

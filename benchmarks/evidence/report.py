@@ -56,6 +56,9 @@ CAVEATS = (
 STREAMERS = ("auto", "auto + serving", "unbiased", "unbiased + serving", "paper", "big_loss")
 """Contestants of the tables about streams and times."""
 
+PHASES_RATE = 0.2
+"""Sampling rate of the plot of phases."""
+
 
 def render(results: Results, docs: Path) -> None:
     """Write results.md and the plots in results/ beside it.
@@ -85,7 +88,9 @@ def drawings(standings: Standings) -> dict[str, str]:
         for task in standings.tasks
         if _plotted(standings, task)
     }
-    return {"ranks.svg": plots.standalone(plots.rank_bars(overall, own)), **drawn}
+    drawn["ranks.svg"] = plots.standalone(plots.rank_bars(overall, own))
+    drawn["phases.svg"] = plots.standalone(plots.phase_bars(standings, PHASES_RATE))
+    return drawn
 
 
 def file_of(task: str) -> str:
@@ -171,6 +176,9 @@ def _times(standings: Standings) -> list[str]:
         "## Time",
         "Processor time as a share of full training's, averaged over the tasks:",
         sections.costs_table(standings, CONTESTANTS),
+        f"Where it goes at a rate of {PHASES_RATE}; what the loader does around the scoring pass, "
+        "such as capturing the last layer, counts as selecting:",
+        "![Time by phase](results/phases.svg)",
     ]
     if any(standings.rates(task, "time") for task in epochs):
         parts += [
