@@ -159,7 +159,7 @@ def _differ(scaled: Tensor, residuals: Tensor, factors: Tensor) -> Tensor:
 
 def _are_telling(residuals: dict[int, Tensor]) -> bool:
     """Say whether at least two rows have a gradient."""
-    sizes = torch.stack([one.flatten(1).abs().amax(1) for one in residuals.values()]).nansum(0)
+    sizes = torch.stack([one.flatten(1).abs().amax(1) for one in residuals.values()]).sum(0)
     return _all_zero([(sizes > 0).sum() < 2])
 
 
@@ -169,12 +169,12 @@ def _all_zero(tensors: list[Tensor]) -> bool:
 
 
 def _parameters_after(seen: Watched, model: nn.Module) -> list[str]:
-    """Give names of parameters between the linear layers and the losses, from the losses on."""
+    """Give names of parameters that act between the linear layers and the losses."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     done: set[Node | None] = {None, *(call.beginning for call in seen.calls)}
     nodes, found = [seen.scored.losses.grad_fn], list[str]()
     while nodes:
-        node = nodes.pop(0)
+        node = nodes.pop()
         if node is None or node in done:
             continue
         done.add(node)

@@ -14,12 +14,7 @@ from torch import nn
 
 __all__ = ["active_replica", "alone", "eagerly"]
 
-_EXCHANGES = (
-    "require_forward_param_sync",
-    "require_backward_grad_sync",
-    "find_unused_parameters",
-    "static_graph",
-)
+_EXCHANGES = ("require_forward_param_sync", "require_backward_grad_sync", "static_graph")
 
 
 def eagerly() -> AbstractContextManager[Any]:

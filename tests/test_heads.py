@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -37,6 +38,17 @@ class Twice(nn.Module):
     def view(self, x: Tensor) -> Tensor:
         """Give the output for one view."""
         out: Tensor = self.head(self.body(x).tanh())
+        return out
+
+
+class OnceOfTwice(Twice):
+    """A head two of whose calls count for nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop the first and the last."""
+        self.view(-x)
+        out = self.view(x)
+        self.view(-2 * x)
         return out
 
 
@@ -207,6 +219,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "low rank": lambda: (LowRank(), classified, features(), "up"),
     "keyword and in place": lambda: (Named(), classified, features(), "head"),
     "called twice": lambda: (Twice(), classified, features(), "head"),
+    "called in vain": lambda: (OnceOfTwice(), classified, features(), "head"),
     "several heads": lambda: (
         Heads(),
         lambda m, x: of_classes(m(x)[0]),
@@ -273,15 +286,44 @@ def test_layers_that_learn_their_sizes_while_scored_are_found() -> None:
         assert captured(checked(scorer(features()), ROWS)).shape == (ROWS, 3, 9)
 
 
+@pytest.mark.parametrize("scale", [2.0**-18, 1.0, 2.0**15])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_does_not_look_like_a_dependence(dtype: torch.dtype) -> None:
-    """A model and its losses in half precision have a head."""
+def test_half_precision_does_not_look_like_a_dependence(dtype: torch.dtype, scale: float) -> None:
+    """A model in half precision has a head, also where gradients lose digits or overflow."""
     torch.manual_seed(0)
     model = sequence(nn.Linear(8, 3)).to(dtype)
     x = torch.randn(300, 4, dtype=dtype)
-    scored = ModelScorer(lambda b: classified(model, b), model, last_layer=True)(x)
+    scored = ModelScorer(lambda b: classified(model, b) * scale, model, last_layer=True)(x)
     assert scored.residuals is not None
     assert scored.residuals.dtype == dtype
+    assert scored.residuals.any()
+
+
+class Unordered(Function):
+    """What kernels do that add up in no order: the last digit of gradients comes out anyhow."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Change nothing."""
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Go to one neighbouring number or the other."""
+        ends = torch.where(torch.rand_like(gradients[0]) < 0.5, -torch.inf, torch.inf)
+        return torch.nextafter(gradients[0], ends)
+
+
+def test_a_last_digit_does_not_look_like_a_dependence() -> None:
+    """Gradients need not come out the same each time."""
+    torch.manual_seed(0)
+    model = sequence(nn.Linear(8, 3))
+
+    def score(x: Tensor) -> Tensor:
+        return of_classes(Unordered.apply(model(x)))  # type: ignore[no-untyped-call] # untyped in torch
+
+    scored = ModelScorer(score, model, last_layer=True)(torch.randn(300, 4))
+    assert scored.residuals is not None
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
@@ -331,9 +373,15 @@ def hardly_contrasted(model: nn.Module, x: Tensor) -> Tensor:
     return out.square().sum(1) + 1e-3 * out.mean().square()
 
 
+def centred(model: nn.Module, x: Tensor) -> Tensor:
+    """Compare each row with the batch's mean, which goes through the model by itself."""
+    out: Tensor = model(x) - model(x.mean(0, keepdim=True))
+    return out.square().sum(1)
+
+
 @pytest.mark.parametrize("rows", [2, 6, 16, 64])
 @pytest.mark.parametrize(
-    "score", [pairs, time_first, time_first_and_flattened, contrasted, hardly_contrasted]
+    "score", [pairs, time_first, time_first_and_flattened, contrasted, hardly_contrasted, centred]
 )
 def test_losses_that_depend_on_other_rows_are_refused(score: Score, rows: int) -> None:
     """However the rows are mixed up, and wherever in the batch."""
@@ -351,7 +399,7 @@ def test_candidates_that_show_nothing_settle_nothing(first: str) -> None:
     model = nn.Linear(4, 3)
 
     def score(model: nn.Module, x: Tensor) -> Tensor:
-        return time_first_and_flattened(model, x) * (len(x) != 4)
+        return hardly_contrasted(model, x) * (len(x) != 4)
 
     scorer = ModelScorer(lambda x: score(model, x), model, last_layer=True)
     batch = torch.randn(1 if first == "one row" else 4, 4)

@@ -56,6 +56,21 @@ def test_a_score_may_differentiate_by_itself(score: Callable[[nn.Module, Batch],
         torch.testing.assert_close(got.residuals, expected.residuals)
 
 
+def test_a_score_that_brings_its_own_is_watched_but_once() -> None:
+    """Later calls run as without it: no gradients are turned on."""
+    model, modes = small(), list[bool]()
+
+    def score(batch: Batch) -> Scored:
+        out = model(batch[0])
+        modes.append(torch.is_grad_enabled())
+        return Scored(out.sum(1), torch.ones_like(out), batch[0])
+
+    scorer = ModelScorer(score, model, last_layer=True)
+    for _ in range(3):
+        scorer(labelled())
+    assert modes == [True, False, False]
+
+
 def test_marks_and_calls_come_in_order_and_hold_no_outputs() -> None:
     """An output of any size is stood for by a single number."""
     model = small()
