@@ -83,7 +83,9 @@ def test_contestants_of_a_seed_begin_alike() -> None:
         torch.manual_seed(3)
         run = Run(TASK, problem(), CONTESTANTS[name], 0.2, 3, 10)
         begun.append((list(run.network.parameters()), next(iter(run.candidates))["id"]))
+    other = next(iter(Candidates(TASK, problem().train, 4, Clock())))["id"]
     first, ids = begun[0]
+    assert not torch.equal(ids, other)
     for weights, others in begun[1:]:
         assert all(map(torch.equal, first, weights))
         assert torch.equal(ids, others)
