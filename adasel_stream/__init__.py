@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from adasel_stream.policies import aligned, auto, paper, unbiased
     from adasel_stream.record import LossRecord, PendingLabels
     from adasel_stream.serving import LossFeed, LossWriter
+    from adasel_stream.stopping import StopIndicator
     from adasel_stream.types import LossBatch, Preference, Scored
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Preference",
     "Scored",
     "SelectingLoader",
+    "StopIndicator",
     "aligned",
     "auto",
     "load_checkpoint",
@@ -48,6 +50,7 @@ _HOMES = {
     "policies": ("aligned", "auto", "paper", "unbiased"),
     "record": ("LossRecord", "PendingLabels"),
     "serving": ("LossFeed", "LossWriter"),
+    "stopping": ("StopIndicator",),
     "types": ("LossBatch", "Preference", "Scored"),
 }
 

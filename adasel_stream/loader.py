@@ -29,6 +29,7 @@ from adasel_stream.rows import usable
 from adasel_stream.scorers import Score, scorer_for
 from adasel_stream.selector import Selector
 from adasel_stream.serving import LossFeed
+from adasel_stream.stopping import StopIndicator
 from adasel_stream.types import Batch, Ids, Method, Sample
 from adasel_stream.windows import gather, window_of
 
@@ -72,6 +73,8 @@ class SelectingLoader:
         device: where batches are scored and emitted; numeric arrays become tensors there. None
             leaves batches where they are.
         autocast: dtype to autocast scoring to, or None.
+        stop: says how little is left to learn, from the stream's loss before training and the
+            gain, and calls back; advice alone. The loader makes one without a callback by default.
         seed: seeds every random choice of this loader; no global generator is touched.
         replay: whether a source without `state_dict` may be read again on resume.
         metrics: counts what happens; the loader makes its own by default.
@@ -105,6 +108,7 @@ class SelectingLoader:
         decode: Callable[[Sample], Sample] | Decoding | None = None,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
+        stop: StopIndicator | None = None,
         seed: int = 0,
         replay: bool = False,
         metrics: Metrics | None = None,
@@ -128,6 +132,7 @@ class SelectingLoader:
             batch_size=batch_size,
             device=home,
             decoder=self._decoder,
+            stop=StopIndicator() if stop is None else stop,
             metrics=self.metrics,
         )
         self._settings = {

@@ -14,6 +14,7 @@ from adasel_stream.known import Judged
 from adasel_stream.late import Late
 from adasel_stream.lookups import Lookups
 from adasel_stream.metrics import Metrics
+from adasel_stream.stopping import StopIndicator
 from adasel_stream.types import Selection
 
 __all__ = ["Reporting"]
@@ -29,15 +30,22 @@ class Reporting:
         late: carries numbers from the device.
         lookups: told of fresh losses, or None without a record.
         chooser: told whether selection pays.
+        stop: told whether there is anything left to learn.
     """
 
     def __init__(
-        self, metrics: Metrics, late: Late, lookups: Lookups | None, chooser: Chooser
+        self,
+        metrics: Metrics,
+        late: Late,
+        lookups: Lookups | None,
+        chooser: Chooser,
+        stop: StopIndicator,
     ) -> None:
         self._metrics = metrics
         self._late = late
         self._lookups = lookups
         self._chooser = chooser
+        self._stop = stop
 
     def count(self, judged: Judged) -> None:
         """Count candidates by where their losses come from."""
@@ -111,8 +119,6 @@ class Reporting:
 
     def _hear(self, variances: npt.NDArray[Any] | None, seen: npt.NDArray[Any] | None) -> None:
         """Hear from candidates that were all scored, shape (b,), or were not: None."""
-        if self._chooser.rules is None:
-            return
         if seen is None:
             self._told(None, math.nan, 0.0)
             return
@@ -122,6 +128,11 @@ class Reporting:
         self._told(both, mean, 1 - finite.size / seen.size)
 
     def _told(self, variances: tuple[float, float] | None, mean: float, nonfinite: float) -> None:
-        before = self._chooser.watch.reason
-        self._chooser.hear(variances, mean, nonfinite)
-        self._metrics.observe_watch(before, self._chooser.watch, self._chooser.gain)
+        chooser, metrics = self._chooser, self._metrics
+        if chooser.rules is not None:
+            before = chooser.watch.reason
+            chooser.hear(variances, mean, nonfinite)
+            metrics.observe_watch(before, chooser.watch, chooser.gain)
+        if not math.isnan(mean):
+            self._stop.observe(mean, None if chooser.rules is None else chooser.gain)
+            metrics.stop_indicator_ratio = self._stop.value

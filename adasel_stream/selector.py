@@ -22,13 +22,14 @@ from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain
 from adasel_stream.reporting import Reporting
 from adasel_stream.rows import Leaves, joined_rows, place, row_count
+from adasel_stream.stopping import StopIndicator
 from adasel_stream.types import Batch, Feedback, Ids, Selection
 
 __all__ = ["Selector"]
 
 SHOWN = (
     *("method_weight_ratio", "method_loss", "selection_effective_ratio"),
-    *("gain_ratio", "fallback_ratio", "stream_loss"),
+    *("gain_ratio", "fallback_ratio", "stream_loss", "stop_indicator_ratio"),
 )
 """What metrics show of the last selection: after a resume it is still the last one."""
 
@@ -42,6 +43,7 @@ class Selector:
         batch_size: rows of an emitted batch, or None for those of the first candidate batch.
         device: where to score and emit, or None for where batches are.
         decoder: decodes chosen rows, or None where candidates come decoded.
+        stop: says whether there is anything left to learn.
         metrics: counters to add to.
 
     Raises:
@@ -57,6 +59,7 @@ class Selector:
         batch_size: int | None,
         device: torch.device | None,
         decoder: Decoder | None,
+        stop: StopIndicator,
         metrics: Metrics,
     ) -> None:
         self._known = known
@@ -70,7 +73,8 @@ class Selector:
         self._spent_s = (0.0, 0.0)
         self._window: list[tuple[Batch, Leaves, Int64s | None]] = []
         self._late = Late()
-        self._reporting = Reporting(metrics, self._late, known.lookups, chooser)
+        self._stop = stop
+        self._reporting = Reporting(metrics, self._late, known.lookups, chooser, stop)
 
     @property
     def batch_size(self) -> int | None:
@@ -215,6 +219,7 @@ class Selector:
             "rows": None if self._rows is None else self._rows.state_dict(),
             "structure": None if self._template is None else trees.describe(self._template),
             "known": self._known.state_dict(),
+            "stop": self._stop.state_dict(),
             "shown": {name: copy(getattr(self._metrics, name)) for name in SHOWN},
             **self._chooser.state_dict(),
         }
@@ -238,6 +243,7 @@ class Selector:
         self._known.load_state_dict(
             state["known"], None if self._decoder is not None else self._device
         )
+        self._stop.load_state_dict(state["stop"])
         self._rows, self._template = rows, None
         if state["structure"] is not None:
             self._set_structure(trees.template_of(state["structure"]))

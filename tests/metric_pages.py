@@ -42,6 +42,7 @@ def busy() -> Metrics:
     two = np.array([0.5, 0.5])
     metrics.observe_selection(two, two, two, two, two, two)
     metrics.observe_watch("", Watch(reason="drift", level=(0.5, 0.1, 7)), Gain(0.5, 0.4, 0.6))
+    metrics.stop_indicator_ratio = 0.5
     metrics.observe_checkpoint()
     return metrics
 

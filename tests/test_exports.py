@@ -80,6 +80,7 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
         "Preference",
         "Scored",
         "SelectingLoader",
+        "StopIndicator",
         "aligned",
         "auto",
         "load_checkpoint",

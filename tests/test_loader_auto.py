@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adasel_stream import LossBatch, LossRecord, Scored, SelectingLoader, auto
+from adasel_stream import (
+    LossBatch,
+    LossRecord,
+    Scored,
+    SelectingLoader,
+    StopIndicator,
+    auto,
+)
 from tests.candidates import generator
 from tests.streams import Rows, Stream, loss
 
@@ -226,3 +233,29 @@ def test_a_model_without_a_linear_head_is_selected_from_by_its_losses(
         loader = SelectingLoader(Stream(), score=score, model=model, sampling_rate=0.5)
         assert len(list(loader)) == 3
     assert "gradients of the last layer are not used: no nn.Linear" in caplog.text
+
+
+def test_a_stream_with_nothing_left_to_learn_is_told_once() -> None:
+    """The loader feeds the indicator with the loss of the stream before training, and the gain."""
+    told: list[str] = []
+    same = {"x": torch.ones(B), "id": torch.arange(B)}
+    stop = StopIndicator(told.append, horizon=64)
+
+    def make() -> SelectingLoader:
+        return SelectingLoader(
+            [same] * 2000,
+            score=lambda batch: batch["x"],
+            sampling_rate=0.25,
+            methods=["uniform"],
+            stop=stop,
+        )
+
+    loader = make()
+    for batch in loader:
+        loader.mean(batch["x"])
+    assert len(told) == 1
+    assert "little is left to learn: the mean loss, 1, improves by 0" in told[0]
+    assert loader.metrics.snapshot()["stop_indicator_ratio"] == 1.0
+    state = loader.state_dict()
+    make().load_state_dict(state)
+    assert not stop.armed

@@ -145,6 +145,12 @@ FAMILIES: tuple[Family, ...] = (
         "Smoothed mean loss of the stream, of rows that no choice has touched: of all scored "
         "candidates, or of the control arm.",
     ),
+    Family(
+        "stop_indicator_ratio",
+        "gauge",
+        "How little is left to learn, from 0 to 1: confidence that the stream's loss no longer "
+        "improves and that selection has nothing to prefer; advice alone.",
+    ),
     Family("loss", "histogram", "Per-sample loss.", "set", ("seen", "selected")),
     Family(
         "record_lookups",

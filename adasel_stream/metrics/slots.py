@@ -133,6 +133,7 @@ class Metrics:
         self.gain_ratio: dict[str, float | None] = dict.fromkeys(Gain._fields)
         self.fallback_ratio: dict[str, float | None] = dict.fromkeys(REASONS)
         self.stream_loss: float | None = None
+        self.stop_indicator_ratio: float | None = None
         self.record_entries: int | None = None
         self.record_capacity_entries: int | None = None
         self.record_bytes: int | None = None
