@@ -10,6 +10,7 @@ demo: $(VENV)/demo.stamp  ## learn from a year of flights and write demo-run/rep
 
 test: check  ## everything that CI runs
 	$(BIN)/python -m pytest -m "not verify and not gpu"
+	$(BIN)/python -m benchmarks.evidence --quick
 
 verify: $(VENV)/dev.stamp  ## the longer proofs
 	$(BIN)/python -m pytest -m "verify"
