@@ -1,0 +1,183 @@
+"""Losses that are not the model's own: a cheap score in its place, and whether it still ranks rows.
+
+Scoring every candidate takes a forward pass of the model. Anything that ranks rows about as the
+model's losses do can take its place: a smaller network, a model of last week, a rule. Chances that
+follow a poor proxy cost variance, never bias, since weights undo them; so what must be watched is
+only whether the proxy is worth its name. Rows that are trained on show it: their fresh losses come
+for nothing, and the chances that they were drawn with are known, which is what `spearman` needs to
+tell the correlation among all candidates from that among the chosen.
+
+Source: section 5 of the paper, which names a forward pass approximation "similar to a
+teacher-student model" as future work.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from torch import Tensor
+
+from adasel_stream.scorers import Score
+from adasel_stream.spearman import UNKNOWN, Correlation, Floats, jackknifed
+from adasel_stream.types import Batch, Scored
+
+__all__ = ["Proxy", "ProxyWatch"]
+
+_log = logging.getLogger(__name__)
+
+_WINDOW: Final = 2048
+"""Trained rows that count."""
+
+_EVERY: Final = _WINDOW // 2
+"""Trained rows after which the correlation is measured anew; as many must be known first."""
+
+_LONG: Final = 4
+"""Measurements in a row that change the alert: as many rows as two windows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """A score whose losses are not those of the model that is trained.
+
+    Args:
+        score: gives something of a candidate batch that rises with the model's loss, shape (b,),
+            or `Scored`.
+        floor: rank correlation with the model's losses below which it is not worth its name, in
+            [0, 1).
+
+    Raises:
+        TypeError: the score cannot be called.
+        ValueError: a floor out of its range.
+
+    >>> import torch
+    >>> from adasel_stream import SelectingLoader
+    >>> cheap = Proxy(lambda batch: batch["x"].abs())
+    >>> loader = SelectingLoader([{"x": torch.arange(8.0)}] * 2, score=cheap, sampling_rate=0.5)
+    >>> len(list(loader))
+    1
+    """
+
+    score: Score
+    floor: float = 0.3
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a score or a floor."""
+        if not callable(self.score):
+            raise TypeError(f"score must be a function of a batch, got {type(self.score).__name__}")
+        _check_floor(self.floor)
+
+    def __call__(self, batch: Batch) -> Tensor | Scored:
+        """Give what the score gives."""
+        return self.score(batch)
+
+
+class ProxyWatch:
+    """Measure on trained rows how well a proxy ranks candidates, and say when it no longer does.
+
+    It keeps the last 2,048 rows, measures after every 1,024, and changes its mind after four
+    measurements in a row that say so.
+
+    Args:
+        floor: rank correlation that is the least to be worth its name, in [0, 1).
+
+    Attributes:
+        correlation: rank correlation among all candidates, as it was measured last.
+        alert: whether it is below the floor.
+        alerts: how often it fell below.
+        ignored: rows that were left out, as the proxy or the loss was not finite.
+
+    Raises:
+        ValueError: a floor out of its range.
+
+    >>> watch = ProxyWatch(floor=0.3)
+    >>> random = np.random.default_rng(0)
+    >>> fresh = random.gamma(1.0, size=1024)
+    >>> watch.learn(fresh + 0.1 * random.normal(size=1024), fresh, np.ones(1024))
+    >>> round(watch.correlation.value, 2), watch.alert
+    (0.98, False)
+    """
+
+    def __init__(self, floor: float) -> None:
+        """Know nothing."""
+        _check_floor(floor)
+        self._floor = floor
+        self._rows = np.empty((3, 0), np.float32)  # proxy, fresh loss and weight, oldest first
+        self._new = 0
+        self._against = 0
+        self.correlation = UNKNOWN
+        self.alert = False
+        self.alerts = self.ignored = 0
+
+    def learn(self, proxy: Floats, fresh: Floats, weights: Floats) -> None:
+        """Compare what the proxy said with fresh losses of the same rows.
+
+        Args:
+            proxy: what the proxy gave when the rows were chosen, shape (n,).
+            fresh: losses from training on them, shape (n,).
+            weights: in proportion to 1/π, such as the loader's weights, shape (n,); 0 marks a slot
+                that no row fills.
+        """
+        with np.errstate(over="ignore"):  # what float32 cannot hold is left out as infinite
+            rows = np.array([proxy, fresh, weights]).astype(np.float32)
+        filled = rows[:, rows[2] > 0]
+        usable = np.isfinite(filled).all(0)
+        self.ignored += int((~usable).sum())
+        self._rows = np.concatenate([self._rows, filled[:, usable]], 1)[:, -_WINDOW:]
+        self._new += int(usable.sum())
+        if self._new >= _EVERY:
+            self._new = 0
+            self._measure()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe the rows that count, and what was made of them."""
+        return {
+            "rows": self._rows.copy(),
+            "new": self._new,
+            "against": self._against,
+            "correlation": list(self.correlation),
+            "alert": self.alert,
+            "alerts": self.alerts,
+            "ignored": self.ignored,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self._rows = np.array(state["rows"], np.float32)
+        self._new, self._against = int(state["new"]), int(state["against"])
+        self.correlation = Correlation(*state["correlation"])
+        self.alert = bool(state["alert"])
+        self.alerts, self.ignored = int(state["alerts"]), int(state["ignored"])
+
+    def _measure(self) -> None:
+        self.correlation = jackknifed(*self._rows)
+        if math.isnan(self.correlation.value):
+            return
+        low = self.correlation.value < self._floor
+        self._against = self._against + 1 if low is not self.alert else 0
+        if self._against < _LONG:
+            return
+        self._against, self.alert = 0, low
+        if not low:
+            _log.info("the proxy ranks rows again: %s", self._told())
+            return
+        self.alerts += 1
+        _log.warning(
+            "the proxy no longer ranks rows as the model's losses do: %s. Rows are drawn without "
+            "bias all the same, but selection gains little; train the proxy anew or score by the "
+            "model",
+            self._told(),
+        )
+
+    def _told(self) -> str:
+        value, low, high = self.correlation
+        return (
+            f"rank correlation {value:.2f}, interval {low:.2f} to {high:.2f}, floor {self._floor:g}"
+        )
+
+
+def _check_floor(floor: float) -> None:
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor must be in [0, 1), got {floor}")
