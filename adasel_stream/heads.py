@@ -1,15 +1,17 @@
 """The last linear layer of a model: which it is, and its residuals and features.
 
 Heads are the layers that the losses depend on when all outputs of linear layers are held fixed; of
-several the last one called whose output the losses follow row by row is taken. Losses are computed
-once to find it, as for any other batch.
+several the last one called whose output the losses follow row by row is taken. As a rule it is the
+one that the model defines last, or is called after that; losses are then computed once to find it,
+as for any other batch.
 
 Where something else than an `nn.Linear` comes last, such as `F.linear` with an embedding's weight,
 a layer before it is taken: its gradients are as true, if not the last ones, and the log says so.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,88 +19,83 @@ from torch.autograd.graph import Node
 
 from adasel_stream.errors import ScoreError
 from adasel_stream.types import Scored
-from adasel_stream.watching import Watched
+from adasel_stream.watching import Watched, watched
 
-__all__ = ["find_head", "last_layer_of"]
+__all__ = ["Found", "find_head", "last_layer_of"]
 
 _log = logging.getLogger(__name__)
 
 _ADVICE = "let score return Scored(losses, residuals, features), or choose methods without it"
 
 
-def find_head(seen: Watched, model: nn.Module) -> tuple[nn.Linear, bool]:
+class Found(NamedTuple):
+    """What a search for the head came to.
+
+    Attributes:
+        seen: what the score gave, and the calls of layers, those of the head among them.
+        head: the layer, or None.
+        sure: whether it is beyond doubt: a single row, or rows without gradient, cannot show which
+            rows are whose.
+        why: why there is no head, or "" where the score gave something else than bare losses.
+    """
+
+    seen: Watched
+    head: nn.Linear | None = None
+    sure: bool = False
+    why: str = ""
+
+
+def find_head(model: nn.Module, score: Callable[[], Scored]) -> Found:
     """Find the last linear layer called whose output the losses follow row by row.
 
     Args:
-        seen: losses, shape (b,), floating point, and the calls of all linear layers.
-        model: the model that they are in, for messages.
+        model: whose layers to look through, wrapped or not.
+        score: computes losses, shape (b,), by calling the model.
 
-    Returns:
-        the layer, and whether it is beyond doubt: a single row, or rows without gradient, cannot
-        show which rows are whose.
-
-    Raises:
-        ScoreError: there is none; it says what was found instead.
-
-    >>> from adasel_stream.watching import watched
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> seen = watched(model.modules(), lambda: Scored(model(torch.rand(5, 3)).square().sum(1)))
-    >>> head, sure = find_head(seen, model)
-    >>> head is model[2], sure
+    >>> found = find_head(model, lambda: Scored(model(torch.rand(5, 3)).square().sum(1)))
+    >>> found.head is model[2], found.sure
     (True, True)
     """
-    name, losses = type(model).__name__, seen.scored.losses
-    layers = list(dict.fromkeys(call.layer for call in reversed(seen.calls)))
-    if not layers:
-        raise ScoreError(
-            f"no nn.Linear of {name} took part in scoring, so there is no last layer to take "
-            f"gradients from; let score call what is passed as model=; or {_ADVICE}"
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    found = _found(watched(layers, score, start=next(reversed(layers), None)), model)
+    if found.why and found.seen.passed and not found.seen.calls:  # defined, but not called
+        found = _found(watched(layers, score, start=found.seen.passed[-1]), model)
+    if found.why and found.seen.passed:
+        found = _found(watched(layers, score), model)
+    if found.sure and (after := _parameters_after(found.seen, model)):
+        _log.warning(
+            "gradients are those of the last linear layer of %s, after which %d parameters "
+            "still act, such as %s; for those of the last layer, %s",
+            *(type(model).__name__, len(after), after[0], _ADVICE),
         )
-    if not losses.requires_grad:
-        raise ScoreError(
-            f"the losses have no gradient in any of the {len(layers)} linear layers of {name}; "
-            f"call it without torch.no_grad, inference_mode and detach; or {_ADVICE}"
-        )
-    for head in layers:
-        residuals = _residuals(seen, head)
-        if residuals and _follow(seen, head, residuals):
-            sure = _are_telling(residuals)
-            if sure and (after := _parameters_after(seen, model)):
-                _log.warning(
-                    "gradients are those of the last linear layer of %s, after which %d parameters "
-                    "still act, such as %s; for those of the last layer, %s",
-                    *(name, len(after), after[0], _ADVICE),
-                )
-            return head, sure
-    raise ScoreError(
-        f"the losses follow none of the {len(layers)} linear layers of {name} row by row, each "
-        f"loss by the output of its own row; {_ADVICE}"
-    )
+    return found
 
 
-def last_layer_of(seen: Watched, head: nn.Linear) -> Scored:
-    """Give the losses with residuals and features of a head.
+def last_layer_of(found: Found) -> Scored:
+    """Give the losses with residuals and features of the head.
 
     Where it was called several times their quantities stand side by side, as those of tokens do,
     each with the other outputs held fixed. So do those of sequences whose rows come flattened,
     (b·T, c); whether they are whole is looked at each time, which waits for the device.
 
     Args:
-        seen: losses, shape (b,), floating point, and the calls of the head, maybe of others too.
-        head: the layer.
+        found: losses, shape (b,), floating point, with the head's calls.
 
     Returns:
         losses without graph, residuals (b, [T,] c) and features (b, [T,] h).
 
     Raises:
-        ScoreError: the losses do not follow the head row by row.
+        ScoreError: there is no head, or the losses do not follow it row by row.
 
-    >>> from adasel_stream.watching import watched
     >>> head = nn.Linear(3, 2)
     >>> seen = watched([head], lambda: Scored(head(torch.ones(5, 3)).sum(1)))
-    >>> last_layer_of(seen, head).residuals[0]
+    >>> last_layer_of(Found(seen, head)).residuals[0]
     tensor([1., 1.])
     """
+    seen, head = found.seen, found.head
+    if head is None:
+        raise ScoreError(found.why)
     losses = seen.scored.losses
     rows = len(losses)
     own = [call for call in seen.calls if call.layer is head]
@@ -112,6 +109,39 @@ def last_layer_of(seen: Watched, head: nn.Linear) -> Scored:
         )
     features = [_by_row(own[i].features, rows) for i in residuals]
     return Scored(losses.detach(), _side_by_side(residuals.values()), _side_by_side(features))
+
+
+def _found(seen: Watched, model: nn.Module) -> Found:
+    losses, name = seen.scored.losses, type(model).__name__
+    if seen.scored.residuals is not None or not _one_a_row(losses):
+        return Found(seen)
+    layers = list(dict.fromkeys(call.layer for call in reversed(seen.calls)))
+    if not layers:
+        return Found(
+            seen,
+            why=f"no nn.Linear of {name} took part in scoring, so there is no last layer to take "
+            f"gradients from; let score call what is passed as model=; or {_ADVICE}",
+        )
+    if not losses.requires_grad:
+        return Found(
+            seen,
+            why=f"the losses have no gradient in any of the {len(layers)} linear layers of {name}; "
+            f"call it without torch.no_grad, inference_mode and detach; or {_ADVICE}",
+        )
+    for head in layers:
+        residuals = _residuals(seen, head)
+        if residuals and _follow(seen, head, residuals):
+            return Found(seen, head, _are_telling(residuals))
+    return Found(
+        seen,
+        why=f"the losses follow none of the {len(layers)} linear layers of {name} row by row, each "
+        f"loss by the output of its own row; {_ADVICE}",
+    )
+
+
+def _one_a_row(losses: object) -> bool:
+    """Say whether these can be losses of rows; what cannot is refused elsewhere."""
+    return isinstance(losses, Tensor) and losses.ndim == 1 and losses.is_floating_point()
 
 
 def _residuals(seen: Watched, head: nn.Linear, weights: Tensor | None = None) -> dict[int, Tensor]:
@@ -149,18 +179,23 @@ def _follow(seen: Watched, head: nn.Linear, residuals: dict[int, Tensor]) -> boo
 
 def _differ(scaled: Tensor, residuals: Tensor, factors: Tensor) -> Tensor:
     """Say which rows are not scaled by their own factor, shape (b,), bool."""
-    expected = residuals.flatten(1) * factors.to(residuals.dtype)[:, None]
-    error = (scaled.flatten(1) - expected).abs()
-    usable = torch.isfinite(error)
+    factors = factors.to(residuals.dtype)
+    error = _largest(torch.addcmul(scaled.flatten(1), residuals.flatten(1), -factors[:, None]))
     numbers = torch.finfo(residuals.dtype)  # kernels that add up in no order leave a last digit
-    bound = 4 * numbers.eps * torch.where(usable, expected.abs(), 0.0).amax(1, keepdim=True)
-    return (usable & (error > bound + numbers.tiny)).any(1)
+    bound = 4 * numbers.eps * _largest(residuals) * factors + numbers.tiny
+    return torch.isfinite(error) & (error > bound)
 
 
 def _are_telling(residuals: dict[int, Tensor]) -> bool:
     """Say whether at least two rows have a gradient."""
-    sizes = torch.stack([one.flatten(1).abs().amax(1) for one in residuals.values()]).sum(0)
+    sizes = torch.stack([_largest(one) for one in residuals.values()]).sum(0)
     return _all_zero([(sizes > 0).sum() < 2])
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Give the largest magnitude in each row, shape (b,)."""
+    size: Tensor = torch.linalg.vector_norm(values.flatten(1), ord=torch.inf, dim=1)
+    return size
 
 
 def _all_zero(tensors: list[Tensor]) -> bool:

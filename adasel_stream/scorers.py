@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from adasel_stream.errors import ScoreError
-from adasel_stream.heads import find_head, last_layer_of
+from adasel_stream.heads import Found, find_head, last_layer_of
 from adasel_stream.types import Batch, Scored
-from adasel_stream.watching import Watched, watched
+from adasel_stream.watching import watched
 from adasel_stream.wrappers import alone
 
 __all__ = ["ModelScorer", "Score", "as_scored", "checked", "scorer_for"]
@@ -140,31 +140,27 @@ class ModelScorer:
 
     def _with_last_layer(self, batch: Batch) -> Scored:
         """Score, and capture last-layer quantities unless the score brings its own."""
-        layers = self._model.modules() if self._head is None else [self._head]
-        seen = watched(layers, lambda: as_scored(self._score(batch)))
-        if seen.scored.residuals is not None:
-            self._last_layer = False
-            return seen.scored
-        if not _one_a_row(seen.scored.losses):
-            return seen.scored
+
+        def score() -> Scored:
+            return as_scored(self._score(batch))
+
+        if self._head is None:
+            found = find_head(self._model, score)
+            self._head = found.head if found.sure else None
+        else:
+            found = Found(watched([self._head], score), self._head)
+        scored = found.seen.scored
+        if found.head is None and not found.why:  # no bare losses; what they are is checked later
+            self._last_layer = self._last_layer if scored.residuals is None else False
+            return scored
         try:
-            return last_layer_of(seen, self._head or self._find_head(seen))
+            return last_layer_of(found)
         except ScoreError as error:
             if self._last_layer is True:
                 raise
             _log.warning("gradients of the last layer are not used: %s", error)
             self._last_layer = False
-            return Scored(seen.scored.losses.detach())
-
-    def _find_head(self, seen: Watched) -> nn.Linear:
-        head, sure = find_head(seen, self._model)
-        self._head = head if sure else None
-        return head
-
-
-def _one_a_row(losses: object) -> bool:
-    """Say whether these can be losses of rows; what cannot is refused by `checked`."""
-    return isinstance(losses, Tensor) and losses.ndim == 1 and losses.is_floating_point()
+            return Scored(scored.losses.detach())
 
 
 def scorer_for(

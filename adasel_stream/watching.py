@@ -43,13 +43,20 @@ class Watched(NamedTuple):
     Attributes:
         scored: as the score gave it, with a graph that begins at the layers' outputs.
         calls: of the layers that were watched, in their order.
+        passed: layers that were called before those.
     """
 
     scored: Scored
     calls: list[Call]
+    passed: list[nn.Linear]
 
 
-def watched(layers: Iterable[nn.Module], score: Callable[[], Scored]) -> Watched:
+def watched(
+    layers: Iterable[nn.Module],
+    score: Callable[[], Scored],
+    *,
+    start: nn.Linear | None = None,
+) -> Watched:
     """Score while the linear layers among these are watched.
 
     Compiled models run uncompiled meanwhile, and replicated ones without exchange. A score that
@@ -58,6 +65,8 @@ def watched(layers: Iterable[nn.Module], score: Callable[[], Scored]) -> Watched
     Args:
         layers: modules; those that are no `nn.Linear` are left alone.
         score: computes losses, shape (b,), by calling the model that the layers are in.
+        start: watch from the first call of this layer on, for what comes before costs the memory
+            of its graph; None for all calls.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> seen = watched(model.modules(), lambda: Scored(model(torch.ones(5, 3)).sum(1)))
@@ -65,10 +74,14 @@ def watched(layers: Iterable[nn.Module], score: Callable[[], Scored]) -> Watched
     [(5, 3), (5, 4)]
     """
     calls: list[Call] = []
+    passed: list[nn.Linear] = []
 
     def begin(layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         features: Any = next(iter([*args, *named.values()]), None)
         if not isinstance(layer, nn.Linear) or not _are_rows(features, output):
+            return output
+        if not calls and start is not None and layer is not start:
+            passed.append(layer)
             return output
         # after the first call it is the hook that turned gradients on
         cut = calls[0].cut if calls else not torch.is_grad_enabled()
@@ -83,7 +96,7 @@ def watched(layers: Iterable[nn.Module], score: Callable[[], Scored]) -> Watched
         return begun
 
     with ExitStack() as apart, _hooked(layers, begin), eagerly():
-        return Watched(score(), calls)
+        return Watched(score(), calls, passed)
 
 
 def _are_rows(features: Any, output: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils.parametrizations import weight_norm
 
 from adasel_stream.errors import ScoreError
+from adasel_stream.heads import find_head
 from adasel_stream.last_layer import mean_gradient
 from adasel_stream.scorers import ModelScorer, checked
 from adasel_stream.types import Scored
@@ -286,14 +287,20 @@ def test_layers_that_learn_their_sizes_while_scored_are_found() -> None:
         assert captured(checked(scorer(features()), ROWS)).shape == (ROWS, 3, 9)
 
 
-@pytest.mark.parametrize("scale", [2.0**-18, 1.0, 2.0**15])
+@pytest.mark.parametrize(("slope", "scale"), [(1.0, 2.0**-18), (1.0, 1.0), (20.0, 2.0**10)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_does_not_look_like_a_dependence(dtype: torch.dtype, scale: float) -> None:
+def test_half_precision_does_not_look_like_a_dependence(
+    dtype: torch.dtype, slope: float, scale: float
+) -> None:
     """A model in half precision has a head, also where gradients lose digits or overflow."""
     torch.manual_seed(0)
     model = sequence(nn.Linear(8, 3)).to(dtype)
     x = torch.randn(300, 4, dtype=dtype)
-    scored = ModelScorer(lambda b: classified(model, b) * scale, model, last_layer=True)(x)
+
+    def score(x: Tensor) -> Tensor:
+        return of_classes(model(x) * slope) * scale
+
+    scored = ModelScorer(score, model, last_layer=True)(x)
     assert scored.residuals is not None
     assert scored.residuals.dtype == dtype
     assert scored.residuals.any()
@@ -498,7 +505,7 @@ def test_a_head_that_is_no_linear_layer_is_said(caplog: pytest.LogCaptureFixture
 @pytest.mark.parametrize("last_layer", [True, "if any"])
 def test_the_first_candidates_are_scored_once(last_layer: Any) -> None:
     """As all others are."""
-    model, calls = nn.Linear(4, 3), list[int]()
+    model, calls = sequence(nn.Linear(8, 3)), list[int]()
 
     def score(x: Tensor) -> Tensor:
         calls.append(len(x))
@@ -508,6 +515,37 @@ def test_the_first_candidates_are_scored_once(last_layer: Any) -> None:
     for rows in (6, 5, 4):
         scorer(torch.randn(rows, 4))
     assert calls == [6, 5, 4]
+
+
+def test_what_comes_before_the_head_costs_no_graph() -> None:
+    """Not at the first candidates either, where it is not yet known: it is defined last."""
+    model = Language(head=True)
+    with torch.no_grad():
+        found = find_head(model, lambda: Scored(of_tokens(model, words())))
+    assert [call.layer for call in found.seen.calls] == [model.head]
+    assert len(found.seen.passed) == 4
+
+
+class Unused(Heads):
+    """Layers that nobody calls are defined last."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Leave others out."""
+        return self.head(self.body(x).tanh()), x
+
+
+@pytest.mark.parametrize(("model", "watched"), [(Heads(), 4), (Unused(), 1)])
+def test_a_head_that_is_not_defined_last_is_found(model: nn.Module, watched: int) -> None:
+    """By scoring the first candidates once more; if it is called last, without those before."""
+    calls: list[int] = []
+
+    def score() -> Scored:
+        calls.append(1)
+        return Scored(of_classes(model(features())[0]))
+
+    found = find_head(model, score)
+    assert found.head is model.get_submodule("head")
+    assert (len(calls), len(found.seen.calls)) == (2, watched)
 
 
 def test_a_later_batch_that_takes_another_way_is_refused() -> None:
