@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adasel_stream.adaselection import Policy
     from adasel_stream.checkpoint import load_checkpoint, save_checkpoint
     from adasel_stream.decoding import Decoding
+    from adasel_stream.guarding import Guards
     from adasel_stream.loader import SelectingLoader
     from adasel_stream.policies import aligned, auto, paper, unbiased
     from adasel_stream.record import LossRecord, PendingLabels
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Decoding",
+    "Guards",
     "LossBatch",
     "LossFeed",
     "LossRecord",
@@ -46,6 +48,7 @@ _HOMES = {
     "adaselection": ("Policy",),
     "checkpoint": ("load_checkpoint", "save_checkpoint"),
     "decoding": ("Decoding",),
+    "guarding": ("Guards",),
     "loader": ("SelectingLoader",),
     "policies": ("aligned", "auto", "paper", "unbiased"),
     "record": ("LossRecord", "PendingLabels"),

@@ -34,7 +34,11 @@ def check_state(state: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def metrics_for(
-    metrics: Metrics | None, methods: list[str], sampling_rate: float, policy: str
+    metrics: Metrics | None,
+    methods: list[str],
+    slices: tuple[str, ...],
+    sampling_rate: float,
+    policy: str,
 ) -> Metrics:
     """Give the metrics that count a loader's methods: those that were passed, or new ones.
 
@@ -43,12 +47,19 @@ def metrics_for(
         ValueError: they were made for other methods.
     """
     if metrics is None:
-        return Metrics(methods, sampling_rate=sampling_rate, batch_size=1, policy=policy)
+        return Metrics(
+            methods, sampling_rate=sampling_rate, batch_size=1, policy=policy, slices=slices
+        )
     if not isinstance(metrics, Metrics):
         raise TypeError(f"metrics must be a Metrics, got {type(metrics).__name__}")
     if list(metrics.methods) != methods:
         raise ValueError(
             f"metrics count the methods {list(metrics.methods)}, the loader has {methods}; give "
             "both the same names in the same order"
+        )
+    if metrics.slices != slices:
+        raise ValueError(
+            f"metrics count the slices {list(metrics.slices)}, the loader's guards have "
+            f"{list(slices)}; give both the same names in the same order"
         )
     return metrics

@@ -1,7 +1,7 @@
 """The policy at work: how many rows of each candidate batch, which, and what came of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from adasel_stream.last_layer import gradient_norms
 from adasel_stream.methods import needs
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
-from adasel_stream.types import Feedback, LossBatch, Method, Scored, Selection, State
+from adasel_stream.types import Bounds, Feedback, LossBatch, Method, Scored, Selection, State
 
 __all__ = ["Chooser"]
 
@@ -108,6 +108,7 @@ class Chooser:
         reference: Tensor | None = None,
         previous: Tensor | None = None,
         known: bool = True,
+        bounds: Callable[[LossBatch], Bounds] | None = None,
     ) -> Selection | None:
         """Choose as many rows as are due, or None when none are.
 
@@ -116,6 +117,7 @@ class Chooser:
             reference: losses under a reference model, shape (b,), NaN where unknown.
             previous: losses that were recorded before, shape (b,), NaN where unknown.
             known: whether the losses are more than a guess that stands for all.
+            bounds: says what the choice is held to, or None for nothing.
 
         Raises:
             MethodError: a method's preferences cannot be used; nothing was chosen.
@@ -148,6 +150,8 @@ class Chooser:
             even=not self._watch.selecting,
             compared=known and self._compares(state),
         )
+        if bounds is not None:
+            batch = replace(batch, bounds=bounds(batch))
         try:
             after, chosen = step(state, batch, k, self._methods, self._policy, generator)
         except Exception:  # whatever a method raises: nothing was chosen

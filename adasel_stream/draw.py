@@ -7,13 +7,14 @@ whatever order the rows are laid out for the draw. Laid out so that neighbours p
 same way, they represent each other, and the estimate varies less than any independent draw's.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from adasel_stream.filling import inclusions
+from adasel_stream.guards import bounded, bounded_scores
 from adasel_stream.last_layer import LastLayer, mean_gradient
 from adasel_stream.ranking import ascending, top_k
 from adasel_stream.types import LossBatch
@@ -23,7 +24,6 @@ __all__ = [
     "Drawn",
     "by_pull",
     "compared",
-    "inclusions",
     "systematic",
     "top",
     "unbiased",
@@ -50,9 +50,6 @@ class Drawn(NamedTuple):
     variances: Tensor | None = None
 
 
-SMALLEST_REST = 1e-300
-"""Bound of a divisor; where it holds, all rows left are at 1 whatever they are divided by."""
-
 Choose: TypeAlias = Callable[[Tensor, LossBatch, int, torch.Generator | None], Drawn]
 """Eq. (6): from log scores (b,), -inf where a row may not be chosen, the batch, k and a generator
 on its device to k rows. Where fewer than k rows may be chosen, the last slots are void."""
@@ -69,7 +66,9 @@ def top(
     >>> top(torch.tensor([0.1, 0.7, 0.2]), batch, 2).indices
     tensor([1, 2])
     """
-    del batch, generator  # nothing is drawn
+    del generator  # nothing is drawn
+    if batch.bounds is not None:
+        log_scores = bounded_scores(log_scores, batch.bounds, k)
     indices = top_k(log_scores, k)
     ones = torch.ones_like(log_scores[:k])
     return Drawn(indices, ones, log_scores.softmax(0)[indices], ones)
@@ -110,6 +109,8 @@ def unbiased(
     drawn = count.clamp(max=k) if isinstance(count, Tensor) else k
     if batch.control is not None:
         pi = _with_control(p, batch, k, drawn, drawn / count)
+    if batch.bounds is not None:
+        pi = bounded(pi, batch.bounds, k, exploration * drawn / count)
     by_score = _at_random(p, generator) if order is None else ascending(order(batch))
     layout = _at_random(p, generator) if batch.even else by_score
     offset = torch.rand((), generator=generator, device=p.device)
@@ -199,41 +200,6 @@ def by_pull(batch: LossBatch) -> Tensor:
     within = size / (size.max() * (1 + 1e-6)).clamp(min=torch.finfo(size.dtype).tiny)
     keys: Tensor = residuals.argmin(1) * outputs + residuals.argmax(1) + within.to(wide)
     return keys
-
-
-def inclusions(p: Tensor, k: int, total: Tensor | float | None = None) -> Tensor:
-    """Fill water: π = min(1, c·p) with the c that makes Σπ = k, or the total where one is given.
-
-    At most k rows can reach 1, so only the k largest are sorted.
-
-    Args:
-        p: a distribution over rows, shape (b,), up to a factor.
-        k: in [1, b].
-        total: what the probabilities shall sum to, in [0, k], or None for k.
-
-    Returns:
-        inclusion probabilities, shape (b,), float64 whatever p is, in [0, 1], with sum
-        min(total, rows with p > 0): the draw counts in them, so that they must add up.
-
-    >>> inclusions(torch.tensor([0.75, 0.125, 0.125]), 2)
-    tensor([1.0000, 0.5000, 0.5000], dtype=torch.float64)
-    """
-    p = p.to(torch.float32 if p.device.type == "mps" else torch.float64)  # which MPS lacks
-    p = p / p.sum().clamp(min=SMALLEST_REST)
-    total = k if total is None else total
-    if p.device.type == "cpu":  # where it costs nothing to look
-        amount = total.numpy() if isinstance(total, Tensor) else total
-        if amount * p.numpy().max() <= 1:  # no row overflows
-            return p * total
-    largest, rows = p.topk(k)
-    filled = torch.arange(k, device=p.device)
-    # what the other rows hold, were the `filled` largest at 1 already; summed, never subtracted
-    rest = p.scatter(0, rows, 0.0).sum() + largest.flip(0).cumsum(0).flip(0)
-    c = (total - filled) / rest.clamp(min=SMALLEST_REST)
-    # not so many that nothing would be left to share out
-    most = total.ceil() - 1 if isinstance(total, Tensor) else math.ceil(total) - 1
-    at_one = (largest * c >= 1).sum().clamp(max=most).clamp(min=0).long()
-    return torch.where(p > 0, (p * c.gather(0, at_one[None])).clamp(max=1), 0.0)
 
 
 def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tensor:

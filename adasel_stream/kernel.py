@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from adasel_stream import methods as candidate
-from adasel_stream.draw import inclusions
+from adasel_stream.filling import inclusions
 from adasel_stream.importances import RANK_SHARPNESS
 from adasel_stream.types import LossBatch, Method, Selection, State
 
@@ -65,6 +65,8 @@ def unbiased_by_ranks(
         the next state and the selection that `adaselection.step` would give, up to rounding.
     """
     if batch.losses.device.type != "cpu" or batch.finite is not None:
+        return None
+    if batch.bounds is not None:
         return None
     if not BY_RANK.issuperset(methods.values()):
         return None

@@ -18,6 +18,7 @@ from adasel_stream.costs import Cost, cost_of, tell
 from adasel_stream.decoding import Decoding, decoder_for
 from adasel_stream.emitted import Emissions, Emitted, check_losses, weighted_mean
 from adasel_stream.errors import AdaselError
+from adasel_stream.guarding import Guarding, Guards
 from adasel_stream.known import KnownLosses
 from adasel_stream.lookups import lookups_for, reference_for
 from adasel_stream.methods import last_layer_for, needs, resolve_methods
@@ -75,6 +76,7 @@ class SelectingLoader:
         autocast: dtype to autocast scoring to, or None.
         stop: says how little is left to learn, from the stream's loss before training and the
             gain, and calls back; advice alone. The loader makes one without a callback by default.
+        guards: caps on suspicious rows and least rates of named slices.
         seed: seeds every random choice of this loader; no global generator is touched.
         replay: whether a source without `state_dict` may be read again on resume.
         metrics: counts what happens; the loader makes its own by default.
@@ -109,6 +111,7 @@ class SelectingLoader:
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
         stop: StopIndicator | None = None,
+        guards: Guards | None = None,
         seed: int = 0,
         replay: bool = False,
         metrics: Metrics | None = None,
@@ -122,8 +125,15 @@ class SelectingLoader:
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         self._candidates = Candidates(source, replay=replay)
         self._window = window_of(window, wide=rule.watch is not None)
-        self.metrics = metrics_for(metrics, list(named), sampling_rate, rule.name)
+        self.metrics = metrics_for(
+            metrics, list(named), () if guards is None else guards.names, sampling_rate, rule.name
+        )
         lookups = lookups_for(record, ids, labels, serving)
+        if guards is not None and guards.repeats is not None and lookups is None:
+            raise ValueError(
+                "guards.repeats needs record= and ids=, which tell instances apart; leave it out, "
+                "or pass both"
+            )
         home = None if device is None else usable(device)
         self._decoder = decoder_for(decode, source, home, self.metrics.decode_rows)
         self._selector = Selector(
@@ -133,6 +143,7 @@ class SelectingLoader:
             device=home,
             decoder=self._decoder,
             stop=StopIndicator() if stop is None else stop,
+            guarding=None if guards is None else Guarding(guards),
             metrics=self.metrics,
         )
         self._settings = {
@@ -141,6 +152,7 @@ class SelectingLoader:
             "methods": list(named),
             "seed": seed,
             "window": self._window,
+            "guards": None if guards is None else guards.settings,
             "record": record is not None,
         }
         cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)

@@ -53,7 +53,7 @@ def auto_in_proportion(
     """
     if batch.losses.device.type != "cpu" or batch.finite is not None or batch.control is None:
         return None
-    if not BUILT_IN.issuperset(methods.values()):
+    if batch.bounds is not None or not BUILT_IN.issuperset(methods.values()):
         return None
     wanted = [method(batch) for method in methods.values()]
     preferences = [one for one in wanted if isinstance(one, Preference)]

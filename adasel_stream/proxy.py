@@ -12,7 +12,6 @@ teacher-student model" as future work.
 """
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -21,21 +20,21 @@ import numpy as np
 from torch import Tensor
 
 from adasel_stream.scorers import Score
-from adasel_stream.spearman import UNKNOWN, Correlation, Floats, jackknifed
+from adasel_stream.spearman import UNKNOWN, Correlation, Floats, jackknifed, rank_products
 from adasel_stream.types import Batch, Scored
 
 __all__ = ["Proxy", "ProxyWatch"]
 
 _log = logging.getLogger(__name__)
 
-_WINDOW: Final = 2048
-"""Trained rows that count."""
+_GROUPS: Final = 20
+"""Groups of trained rows that count."""
 
-_EVERY: Final = _WINDOW // 2
-"""Trained rows after which the correlation is measured anew; as many must be known first."""
+_ROWS: Final = 103
+"""Rows that make a group, so that 2,060 count; a larger batch is a group of its own."""
 
-_LONG: Final = 4
-"""Measurements in a row that change the alert: as many rows as two windows."""
+_LONG: Final = _GROUPS
+"""Groups in a row, at whose end the correlation speaks against it, that change the alert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,10 @@ class Proxy:
 class ProxyWatch:
     """Measure on trained rows how well a proxy ranks candidates, and say when it no longer does.
 
-    It keeps the last 2,048 rows, measures after every 1,024, and changes its mind after four
-    measurements in a row that say so.
+    What counts is how it ranks candidates that are chosen from together, so that ranks are made
+    within a batch. The last 20 batches count, or 2,060 rows where those are more; half of them must
+    be known first, and as many in a row as count must say so before the alert changes. The memory
+    that it takes is constant.
 
     Args:
         floor: rank correlation that is the least to be worth its name, in [0, 1).
@@ -94,8 +95,9 @@ class ProxyWatch:
 
     >>> watch = ProxyWatch(floor=0.3)
     >>> random = np.random.default_rng(0)
-    >>> fresh = random.gamma(1.0, size=1024)
-    >>> watch.learn(fresh + 0.1 * random.normal(size=1024), fresh, np.ones(1024))
+    >>> for _ in range(20):
+    ...     fresh = random.gamma(1.0, size=64)
+    ...     watch.learn(fresh + 0.1 * random.normal(size=64), fresh, np.ones(64))
     >>> round(watch.correlation.value, 2), watch.alert
     (0.98, False)
     """
@@ -104,15 +106,15 @@ class ProxyWatch:
         """Know nothing."""
         _check_floor(floor)
         self._floor = floor
-        self._rows = np.empty((3, 0), np.float32)  # proxy, fresh loss and weight, oldest first
-        self._new = 0
+        self._groups: list[list[float]] = []
+        self._rows = 0
         self._against = 0
         self.correlation = UNKNOWN
         self.alert = False
         self.alerts = self.ignored = 0
 
     def learn(self, proxy: Floats, fresh: Floats, weights: Floats) -> None:
-        """Compare what the proxy said with fresh losses of the same rows.
+        """Compare what the proxy said with fresh losses of the same rows, one batch of them.
 
         Args:
             proxy: what the proxy gave when the rows were chosen, shape (n,).
@@ -120,22 +122,26 @@ class ProxyWatch:
             weights: in proportion to 1/π, such as the loader's weights, shape (n,); 0 marks a slot
                 that no row fills.
         """
-        with np.errstate(over="ignore"):  # what float32 cannot hold is left out as infinite
-            rows = np.array([proxy, fresh, weights]).astype(np.float32)
-        filled = rows[:, rows[2] > 0]
-        usable = np.isfinite(filled).all(0)
-        self.ignored += int((~usable).sum())
-        self._rows = np.concatenate([self._rows, filled[:, usable]], 1)[:, -_WINDOW:]
-        self._new += int(usable.sum())
-        if self._new >= _EVERY:
-            self._new = 0
+        filled = weights > 0
+        usable = filled & np.isfinite(proxy) & np.isfinite(fresh)
+        rows = int(usable.sum())
+        self.ignored += int(filled.sum()) - rows
+        if rows == 0:
+            return
+        products = rank_products(proxy[usable], fresh[usable], weights[usable])
+        if self._rows:  # the last group is not whole yet
+            products += self._groups.pop()
+        self._groups = [*self._groups, products.tolist()][-_GROUPS:]
+        self._rows += rows
+        if self._rows >= _ROWS:
+            self._rows = 0
             self._measure()
 
     def state_dict(self) -> dict[str, Any]:
-        """Describe the rows that count, and what was made of them."""
+        """Describe what counts, and what was made of it, in plain data."""
         return {
-            "rows": self._rows.copy(),
-            "new": self._new,
+            "groups": [list(group) for group in self._groups],
+            "rows": self._rows,
             "against": self._against,
             "correlation": list(self.correlation),
             "alert": self.alert,
@@ -145,16 +151,16 @@ class ProxyWatch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
-        self._rows = np.array(state["rows"], np.float32)
-        self._new, self._against = int(state["new"]), int(state["against"])
+        self._groups = [list(group) for group in state["groups"]]
+        self._rows, self._against = int(state["rows"]), int(state["against"])
         self.correlation = Correlation(*state["correlation"])
         self.alert = bool(state["alert"])
         self.alerts, self.ignored = int(state["alerts"]), int(state["ignored"])
 
     def _measure(self) -> None:
-        self.correlation = jackknifed(*self._rows)
-        if math.isnan(self.correlation.value):
+        if len(self._groups) < _GROUPS // 2:
             return
+        self.correlation = jackknifed(np.array(self._groups))
         low = self.correlation.value < self._floor
         self._against = self._against + 1 if low is not self.alert else 0
         if self._against < _LONG:

@@ -57,8 +57,18 @@ class Reporting:
         if len(ages_s):
             self._metrics.observe_record_ages(ages_s)
 
-    def report(self, judged: Judged, chosen: Selection | None) -> None:
-        """Send the numbers to the metrics and the record, to arrive when they may."""
+    def report(
+        self, judged: Judged, chosen: Selection | None, members: Tensor | None = None
+    ) -> None:
+        """Send the numbers to the metrics and the record, to arrive when they may.
+
+        Args:
+            judged: the candidates.
+            chosen: what was chosen of them, or None.
+            members: who belongs to which slice, shape (S, b), bool, or None without slices.
+        """
+        if members is not None and members.shape[0]:
+            self._count_slices(members, chosen)
         metrics, lookups, losses = self._metrics, self._lookups, judged.scored.losses
         fresh, ids = judged.fresh, judged.ids
         told = None if judged.guessed is None else ~judged.guessed  # a guess is nobody's loss
@@ -86,6 +96,23 @@ class Reporting:
         methods = (chosen.importances, chosen.method_weights, chosen.method_losses)
         variances = () if chosen.variances is None else (chosen.variances,)
         self._late.send((losses, chosen.indices, chosen.weights, *methods, *variances), arrive)
+
+    def _count_slices(self, members: Tensor, chosen: Selection | None) -> None:
+        """Count candidates and chosen rows of each slice."""
+        seen = members.sum(1)
+        selected = torch.zeros_like(seen)
+        if chosen is not None:
+            selected = members.index_select(1, chosen.indices).sum(1)
+        metrics = self._metrics
+
+        def arrive(*counts: npt.NDArray[Any]) -> None:
+            both = zip((metrics.slice_seen, metrics.slice_selected), counts, strict=True)
+            metrics.slice_seen, metrics.slice_selected = (
+                [before + more for before, more in zip(held, new.tolist(), strict=True)]
+                for held, new in both
+            )
+
+        self._late.send((seen, selected), arrive)
 
     def compare(self, last: Emitted, losses: Tensor) -> None:
         """Hear from fresh losses of the control arm, shape (batch_size,), whether selection pays.

@@ -1,7 +1,8 @@
 """From a candidate batch to selected rows that wait, and from their fresh losses to learning."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -15,15 +16,17 @@ from adasel_stream.chooser import Chooser
 from adasel_stream.decoded import DecodedRows
 from adasel_stream.decoding import Decoder
 from adasel_stream.emitted import Emitted
+from adasel_stream.guarding import Guarding
 from adasel_stream.known import Judged, KnownLosses
 from adasel_stream.late import Late
 from adasel_stream.lookups import Int64s
 from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain
+from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting
 from adasel_stream.rows import Leaves, joined_rows, place, row_count
 from adasel_stream.stopping import StopIndicator
-from adasel_stream.types import Batch, Feedback, Ids, Selection
+from adasel_stream.types import Batch, Bounds, Feedback, Ids, LossBatch, Selection
 
 __all__ = ["Selector"]
 
@@ -44,6 +47,7 @@ class Selector:
         device: where to score and emit, or None for where batches are.
         decoder: decodes chosen rows, or None where candidates come decoded.
         stop: says whether there is anything left to learn.
+        guarding: what a choice is held to, or None.
         metrics: counters to add to.
 
     Raises:
@@ -60,6 +64,7 @@ class Selector:
         device: torch.device | None,
         decoder: Decoder | None,
         stop: StopIndicator,
+        guarding: Guarding | None,
         metrics: Metrics,
     ) -> None:
         self._known = known
@@ -74,7 +79,12 @@ class Selector:
         self._window: list[tuple[Batch, Leaves, Int64s | None]] = []
         self._late = Late()
         self._stop = stop
+        self._guarding = guarding
         self._reporting = Reporting(metrics, self._late, known.lookups, chooser, stop)
+
+    @property
+    def _repeats(self) -> Repeats | None:
+        return None if self._guarding is None else self._guarding.repeats
 
     @property
     def batch_size(self) -> int | None:
@@ -220,6 +230,7 @@ class Selector:
             "structure": None if self._template is None else trees.describe(self._template),
             "known": self._known.state_dict(),
             "stop": self._stop.state_dict(),
+            "repeats": None if self._repeats is None else self._repeats.state_dict(),
             "shown": {name: copy(getattr(self._metrics, name)) for name in SHOWN},
             **self._chooser.state_dict(),
         }
@@ -244,6 +255,8 @@ class Selector:
             state["known"], None if self._decoder is not None else self._device
         )
         self._stop.load_state_dict(state["stop"])
+        if self._repeats is not None:
+            self._repeats.load_state_dict(state["repeats"])
         self._rows, self._template = rows, None
         if state["structure"] is not None:
             self._set_structure(trees.template_of(state["structure"]))
@@ -306,12 +319,26 @@ class Selector:
 
     def _choose(self, judged: Judged) -> None:
         self._reporting.count(judged)
-        chosen = self._chooser.choose(judged.scored, **judged.company, known=judged.known)
+        bounds, members = self._bounds(judged)
+        chosen = self._chooser.choose(
+            judged.scored, **judged.company, known=judged.known, bounds=bounds
+        )
         if chosen is not None:
             self._keep(judged, chosen)
-        self._reporting.report(judged, chosen)
+        self._reporting.report(judged, chosen, members)
         self._late.poll()
         self._metrics.telemetry_lag_parcels = len(self._late)
+
+    def _bounds(self, judged: Judged) -> tuple[Callable[[LossBatch], Bounds] | None, Tensor | None]:
+        """Say what a choice is held to, and who belongs to which slice, shape (S, b)."""
+        guarding = self._guarding
+        if guarding is None:
+            return None, None
+        device, rows = judged.scored.losses.device, len(judged.fresh)
+        batch = trees.rebuild(self._template, judged.leaves)
+        members = guarding.members(batch, rows, device)
+        repeated = guarding.repeated(judged.ids, device)
+        return partial(guarding.bounds, members=members, repeated=repeated), members
 
     def _keep(self, judged: Judged, chosen: Selection) -> None:
         """Copy the chosen rows, with what `learn` will need of them."""
@@ -354,6 +381,8 @@ class Selector:
             weights, fresh, ids, recorded = late
             filled = weights > 0
             lookups.observe(ids[filled], fresh[filled])
+            if self._repeats is not None:
+                self._repeats.add(ids[filled])
             lookups.compare(recorded[filled], fresh[filled])
 
         self._late.send((last.weights, losses, last.ids, last.recorded), arrive)

@@ -18,6 +18,7 @@ from adasel_stream.ranking import ascending, average_ranks
 
 __all__ = [
     "Batch",
+    "Bounds",
     "Feedback",
     "Fetching",
     "Ids",
@@ -66,6 +67,23 @@ class Scored:
         return LastLayer(self.residuals, self.features)
 
 
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a choice is held to, whatever the scores.
+
+    Attributes:
+        flagged: rows that look suspicious, shape (b,), bool.
+        cap: largest share of the chosen rows that may be flagged ones, in (0, 1].
+        slices: members of S named slices, shape (S, b), bool.
+        rates: least share of each slice's rows that is chosen, shape (S,), in [0, 1].
+    """
+
+    flagged: Tensor
+    cap: float
+    slices: Tensor
+    rates: Tensor
+
+
 @dataclass(frozen=True)
 class LossBatch:
     """What a selection method may look at: one candidate batch's losses and their company.
@@ -87,6 +105,7 @@ class LossBatch:
             bool, or None without one.
         even: whether all rows are drawn evenly; the control arm is then all of them.
         compared: whether the draw shall be compared with an even one.
+        bounds: what the choice is held to, or None for nothing.
     """
 
     losses: Tensor
@@ -100,6 +119,7 @@ class LossBatch:
     control: Tensor | None = None
     even: bool = False
     compared: bool = False
+    bounds: Bounds | None = None
 
     @classmethod
     def of(

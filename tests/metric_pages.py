@@ -34,7 +34,7 @@ def select(metrics: Metrics, seen: list[float], selected: list[float]) -> None:
 
 def busy() -> Metrics:
     """Return metrics in which every family has a value."""
-    record, staleness, metrics = LossRecord(64), Staleness(), make()
+    record, staleness, metrics = LossRecord(64), Staleness(), make(slices=["new"])
     losses = np.linspace(0, 1, 200)
     for age_s in (0.0, 5.0, 30.0, 300.0, 3e3, 2e4, 8e4, 6e5, 1e6):
         staleness.learn(losses, np.full(200, age_s), losses)

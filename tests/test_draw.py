@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adasel_stream import draw
+from adasel_stream.filling import inclusions
 from adasel_stream.types import LossBatch
 from tests import reference
 from tests.candidates import DTYPES, generator, tolerance
@@ -29,7 +30,7 @@ def test_inclusions_walk_and_weights_follow_the_vector(dtype: torch.dtype) -> No
         VECTORS["unbiased_inclusion"]["inputs"],
         VECTORS["unbiased_inclusion"]["expect"],
     )
-    pi = draw.inclusions(torch.tensor(expect["p_mixed"], dtype=dtype), inputs["k"])
+    pi = inclusions(torch.tensor(expect["p_mixed"], dtype=dtype), inputs["k"])
     chosen = draw.systematic(
         pi, inputs["k"], torch.tensor(inputs["perm"]), torch.tensor(inputs["u"], dtype=dtype)
     )
@@ -64,7 +65,7 @@ def test_inclusions_sum_to_k_and_exceed_no_one(
 ) -> None:
     """Water filling is exact, for proposals as skewed as a million to one."""
     k = data.draw(st.integers(1, len(p)))
-    pi = draw.inclusions(torch.from_numpy(p).to(dtype), k).double().numpy()
+    pi = inclusions(torch.from_numpy(p).to(dtype), k).double().numpy()
     rtol = 1e-9 if dtype == torch.float64 else 2e-4  # float32 holds a rest of 1e-6 that exactly
     assert pi.max() <= 1
     np.testing.assert_allclose(pi.sum(), k, rtol=rtol)
@@ -80,7 +81,7 @@ def test_rows_without_chance_are_never_included(
     k = data.draw(st.integers(1, len(p) + void))
     places = np.random.default_rng(void).permutation(len(p) + void)
     padded = np.append(p, np.zeros(void))[places]
-    pi = draw.inclusions(torch.from_numpy(padded).to(dtype), k).double().numpy()
+    pi = inclusions(torch.from_numpy(padded).to(dtype), k).double().numpy()
     assert (pi[padded == 0] == 0).all()
     np.testing.assert_allclose(pi.sum(), min(k, len(p)), rtol=2e-4)
 
@@ -110,7 +111,7 @@ def test_no_row_is_drawn_twice(
     """Not even where a tick meets the edge of a row that is sure to be drawn."""
     k = data.draw(st.integers(1, len(p)))
     mixed = reference.proposal(np.log(p), EXPLORATION)
-    pi = draw.inclusions(torch.from_numpy(mixed).to(dtype), k)
+    pi = inclusions(torch.from_numpy(mixed).to(dtype), k)
     permutation = torch.from_numpy(np.random.default_rng(seed).permutation(len(p)))
     walked = draw.systematic(pi, k, permutation, torch.tensor(offset, dtype=dtype))
     assert len(set(walked.tolist())) == k
@@ -121,7 +122,7 @@ def test_each_row_is_drawn_as_often_as_its_inclusion_says(k: int) -> None:
     """Over evenly spread offsets the frequency of every row is its inclusion probability."""
     random = np.random.default_rng(k)
     p = reference.proposal(random.normal(size=11) * 2, EXPLORATION)
-    pi = draw.inclusions(torch.from_numpy(p), k)
+    pi = inclusions(torch.from_numpy(p), k)
     permutation = torch.from_numpy(random.permutation(11))
     offsets = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     met = torch.cat([draw.systematic(pi, k, permutation, offset) for offset in offsets])

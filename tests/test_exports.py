@@ -71,6 +71,7 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
     """A change here is a change for every user."""
     assert adasel_stream.__all__ == [
         "Decoding",
+        "Guards",
         "LossBatch",
         "LossFeed",
         "LossRecord",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adasel_stream import LossBatch, LossRecord, PendingLabels, SelectingLoader
+from adasel_stream import Guards, LossBatch, LossRecord, PendingLabels, SelectingLoader
 from adasel_stream.methods import METHODS, NEEDS
 from adasel_stream.policies import aligned, auto, paper, unbiased
 from tests.streams import Rows, Stream, loss
@@ -126,6 +126,19 @@ def test_scoring_with_a_model_waits_for_nothing(
         with NoWaiting():
             train(loader, model)
     assert loader.metrics.steps == 4
+
+
+def test_guards_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caps, slices and their counts, in a draw and in a top-k."""
+    guards = Guards(cap=0.2, slices={"half": (lambda batch: batch["x"][:, 0] > 0.5, 0.3)})
+    for policy in ("auto", "paper"):
+        with pretended_device(monkeypatch), NoWaiting():
+            loader = SelectingLoader(
+                stream_on(DEVICE), score=score, sampling_rate=0.5, policy=policy, guards=guards
+            )
+            for batch in loader:
+                loader.mean(batch["x"].sum(1))
+        assert loader.metrics.steps == 4
 
 
 def test_a_record_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

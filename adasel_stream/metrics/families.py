@@ -111,6 +111,8 @@ FAMILIES: tuple[Family, ...] = (
         "(sums to selected rows).",
         "method",
     ),
+    Family("slice_seen", "counter", "Candidates of each named slice.", "slice"),
+    Family("slice_selected", "counter", "Chosen rows of each named slice.", "slice"),
     Family(
         "policy_updates",
         "counter",

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-__all__ = ["checked_methods", "checked_name"]
+__all__ = ["checked_methods", "checked_name", "checked_slices"]
 
 _MAX_METHODS = 12
+_MAX_SLICES = 16
 
 
 def checked_name(what: str, name: str) -> str:
@@ -33,4 +34,19 @@ def checked_methods(methods: Sequence[str]) -> tuple[str, ...]:
     names = tuple(checked_name("a method's name", name) for name in methods)
     if not 1 <= len(names) <= _MAX_METHODS or len(set(names)) < len(names):
         raise ValueError(f"methods must be 1 to {_MAX_METHODS} different names, got {names}")
+    return names
+
+
+def checked_slices(slices: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of the slices if each of them can have series of its own.
+
+    Raises:
+        ValueError: unless they are at most 16 different names.
+
+    >>> checked_slices(["new_users"])
+    ('new_users',)
+    """
+    names = tuple(checked_name("a slice's name", name) for name in slices)
+    if len(names) > _MAX_SLICES or len(set(names)) < len(names):
+        raise ValueError(f"slices must be at most {_MAX_SLICES} different names, got {names}")
     return names

@@ -19,6 +19,7 @@ class Run(Protocol):
     """The part of `Metrics` that is read by name; the rest are the families' attributes."""
 
     methods: tuple[str, ...]
+    slices: tuple[str, ...]
     run: str
     rank: int
     batch_size: int
@@ -40,8 +41,13 @@ def values(run: Run, family: Family) -> dict[str, Any]:
     if not family.label:
         return {"": held}
     if isinstance(held, list):
-        return dict(zip(run.methods, held, strict=True))
+        return dict(zip(_declared(run, family), held, strict=True))
     return {name: held[name] for name in family.names}
+
+
+def _declared(run: Run, family: Family) -> tuple[str, ...]:
+    """Return the names that the run declares for a label."""
+    return run.slices if family.label == "slice" else run.methods
 
 
 def identity(run: Run) -> dict[str, str]:
@@ -124,6 +130,6 @@ def _restore_counter(run: Run, family: Family, before: Mapping[str, float]) -> N
     if not family.label:
         setattr(run, family.name, before.get("", held))
     elif isinstance(held, list):
-        setattr(run, family.name, [before.get(name, 0.0) for name in run.methods])
+        setattr(run, family.name, [before.get(name, 0) for name in _declared(run, family)])
     else:
         held.update({name: before[name] for name in family.names if name in before})

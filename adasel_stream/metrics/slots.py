@@ -22,7 +22,7 @@ from adasel_stream.metrics.families import (
     STEP_BOUNDS_S,
 )
 from adasel_stream.metrics.histogram import Histogram
-from adasel_stream.metrics.names import checked_methods, checked_name
+from adasel_stream.metrics.names import checked_methods, checked_name, checked_slices
 from adasel_stream.metrics.phases import PhaseClock
 from adasel_stream.metrics.watching import (
     CountsErrors,
@@ -52,6 +52,7 @@ class Metrics:
         sampling_rate: target share of selected samples, in (0, 1].
         batch_size: emitted rows per batch, at least 1.
         policy: name of the selection policy, printable, 1 to 64 characters.
+        slices: names of slices that are counted, at most 16, as `methods`.
         loss_bounds: bucket bounds of the losses, increasing; 1 to 32.
         clock: monotonic time in seconds, for the phases.
 
@@ -76,11 +77,13 @@ class Metrics:
         sampling_rate: float,
         batch_size: int,
         policy: str,
+        slices: Sequence[str] = (),
         loss_bounds: Sequence[float] = LOSS_BOUNDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start every count at zero."""
         self.methods = checked_methods(methods)
+        self.slices = checked_slices(slices)
         self.run = checked_name("run", run)
         self.policy = checked_name("policy", policy)
         if rank < 0 or batch_size < 1:
@@ -108,6 +111,8 @@ class Metrics:
         self.policy_updates = 0
         self.policy_switches = dict.fromkeys(names["policy_switches"], 0)
         self.method_agreed = [0.0] * len(self.methods)
+        self.slice_seen = [0] * len(self.slices)
+        self.slice_selected = [0] * len(self.slices)
         self.record_lookups = dict.fromkeys(names["record_lookups"], 0)
         self.record_evictions = dict.fromkeys(names["record_evictions"], 0)
         self.record_rejected = 0

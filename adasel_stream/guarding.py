@@ -1,0 +1,135 @@
+"""Guards of a choice as a user declares them, and what they look at in each candidate batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adasel_stream.errors import BatchError
+from adasel_stream.guards import top_loss
+from adasel_stream.repeats import Repeats
+from adasel_stream.types import Batch, Bounds, LossBatch
+
+__all__ = ["Guarding", "Guards"]
+
+_MOST_SLICES: Final = 16
+
+
+@dataclass(frozen=True)
+class Guards:
+    """What selection is held to, whatever its methods prefer.
+
+    In a draw the estimate stays unbiased: rows that are held back weigh the more when they are
+    drawn, and no weight passes the policy's bound. A slice's least rate may take a little of it.
+
+    Args:
+        cap: largest share of the chosen rows that may look suspicious, in (0, 1]; 1 for no cap.
+        tail: share of each window's rows with the largest losses that look suspicious, in [0, 1).
+        repeats: rows that were chosen so often lately look suspicious, too; at least 2, None for
+            never. It needs the loader's ids and record.
+        slices: up to 16 named slices: a function of the candidate batch that gives its members,
+            bool, shape (b,), and the least share of them that is chosen, in [0, 1].
+
+    Raises:
+        ValueError: an argument out of its range.
+        TypeError: a slice without a function.
+
+    >>> guards = Guards(cap=0.2, slices={"new_users": (lambda b: b["age_days"] < 7, 0.5)})
+    >>> guards.names
+    ('new_users',)
+    """
+
+    cap: float = 1.0
+    tail: float = 0.05
+    repeats: int | None = None
+    slices: Mapping[str, tuple[Callable[[Batch], Tensor], float]] = field(
+        default_factory=dict[str, tuple[Callable[[Batch], Tensor], float]]
+    )
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if not 0 < self.cap <= 1:
+            raise ValueError(f"cap must be in (0, 1], got {self.cap}")
+        if not 0 <= self.tail < 1:
+            raise ValueError(f"tail must be in [0, 1), got {self.tail}")
+        if self.repeats is not None and self.repeats < 2:
+            raise ValueError(f"repeats must be at least 2 or None, got {self.repeats}")
+        if len(self.slices) > _MOST_SLICES:
+            raise ValueError(f"at most {_MOST_SLICES} slices can be named, got {len(self.slices)}")
+        for name, (members, rate) in self.slices.items():
+            if not callable(members):
+                raise TypeError(
+                    f"slices[{name!r}] must be a function of a batch and a rate, got "
+                    f"{type(members).__name__}"
+                )
+            if not 0 <= rate <= 1:
+                raise ValueError(f"the rate of slice {name!r} must be in [0, 1], got {rate}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the slices, in order."""
+        return tuple(self.slices)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The numbers, in plain data; a snapshot is only loaded under those it was taken with."""
+        rates = {name: rate for name, (_, rate) in self.slices.items()}
+        return {"cap": self.cap, "tail": self.tail, "repeats": self.repeats, "slices": rates}
+
+
+class Guarding:
+    """Guards at work.
+
+    Args:
+        guards: what was declared.
+
+    Attributes:
+        guards: the same.
+        repeats: how often instances were chosen lately, or None where nobody asks.
+    """
+
+    def __init__(self, guards: Guards) -> None:
+        self.guards = guards
+        self.repeats = None if guards.repeats is None else Repeats()
+
+    def members(self, batch: Batch, rows: int, device: torch.device) -> Tensor:
+        """Ask the slices for their members, shape (S, b), bool.
+
+        Raises:
+            BatchError: a slice does not give one bool per row.
+        """
+        found = [self._of_slice(name, batch, rows, device) for name in self.guards.names]
+        if found:
+            return torch.stack(found)
+        return torch.zeros(0, rows, dtype=torch.bool, device=device)
+
+    def repeated(self, ids: npt.NDArray[np.int64] | None, device: torch.device) -> Tensor | None:
+        """Flag instances that were chosen often, shape (b,), bool, or None where nobody asks."""
+        if self.repeats is None or self.guards.repeats is None or ids is None:
+            return None
+        often = self.repeats.count(ids) >= self.guards.repeats
+        return torch.from_numpy(often).to(device, non_blocking=True)
+
+    def bounds(self, batch: LossBatch, members: Tensor, repeated: Tensor | None) -> Bounds:
+        """Put together what a choice from a batch is held to."""
+        flagged = top_loss(batch.ranks, batch.count, self.guards.tail)
+        if repeated is not None:
+            flagged = flagged | repeated
+        rates = torch.tensor([rate for _, rate in self.guards.slices.values()])
+        there = rates.to(batch.losses.device, batch.losses.dtype, non_blocking=True)
+        return Bounds(flagged, self.guards.cap, members, there)
+
+    def _of_slice(self, name: str, batch: Batch, rows: int, device: torch.device) -> Tensor:
+        function, _ = self.guards.slices[name]
+        found: Any = function(batch)
+        members = torch.as_tensor(found)
+        if members.shape != (rows,) or members.dtype != torch.bool:
+            raise BatchError(
+                f"slice {name!r} gave shape {tuple(members.shape)} and dtype {members.dtype}, "
+                f"expected ({rows},) and bool: whether each row belongs to it"
+            )
+        return members.to(device, non_blocking=True)
