@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adasel_stream.guarding import Guards
     from adasel_stream.loader import SelectingLoader
     from adasel_stream.policies import aligned, auto, paper, unbiased
+    from adasel_stream.proxy import Proxy
     from adasel_stream.record import LossRecord, PendingLabels
     from adasel_stream.serving import LossFeed, LossWriter
     from adasel_stream.stopping import StopIndicator
@@ -33,6 +34,7 @@ __all__ = [
     "PendingLabels",
     "Policy",
     "Preference",
+    "Proxy",
     "Scored",
     "SelectingLoader",
     "StopIndicator",
@@ -51,6 +53,7 @@ _HOMES = {
     "guarding": ("Guards",),
     "loader": ("SelectingLoader",),
     "policies": ("aligned", "auto", "paper", "unbiased"),
+    "proxy": ("Proxy",),
     "record": ("LossRecord", "PendingLabels"),
     "serving": ("LossFeed", "LossWriter"),
     "stopping": ("StopIndicator",),

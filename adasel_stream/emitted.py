@@ -35,7 +35,8 @@ class Emitted(NamedTuple):
             was unknown, and its age in seconds; None without a record.
         proposed: for rows of the control arm whose losses were not fresh when they were chosen, the
             π that the scores would have given, NaN for others, shape (batch_size,); None without
-            a control arm or a record.
+            a control arm, or where all losses are the model's own and fresh.
+        proxied: what a proxy had given, shape (batch_size,), or None where the score is none.
     """
 
     weights: Tensor
@@ -45,6 +46,7 @@ class Emitted(NamedTuple):
     ids: Tensor | None = None
     recorded: Tensor | None = None
     proposed: Tensor | None = None
+    proxied: Tensor | None = None
 
 
 def check_losses(losses: Tensor, weights: Tensor) -> None:

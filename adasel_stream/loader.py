@@ -25,6 +25,7 @@ from adasel_stream.methods import last_layer_for, needs, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain
 from adasel_stream.policies import resolve_policy
+from adasel_stream.proxy import Proxy, ProxyWatch
 from adasel_stream.record import LossRecord
 from adasel_stream.rows import usable
 from adasel_stream.scorers import Score, scorer_for
@@ -48,8 +49,9 @@ class SelectingLoader:
 
     Args:
         source: any iterable of candidate batches: a DataLoader, a pipeline, a generator.
-        score: gives the losses of a candidate batch, shape (b,), or `Scored`. None selects by
-            the record alone; rows that it does not know count as average.
+        score: gives the losses of a candidate batch, shape (b,), or `Scored`; a `Proxy` gives
+            something cheaper that ranks rows alike. None selects by the record alone; rows that it
+            does not know count as average.
         model: the model that `score` calls; it is scored in eval mode and without gradients,
             and left as it was. Without it `score` is called as it is.
         sampling_rate: share γ of the candidates to train on, in (0, 1].
@@ -144,6 +146,7 @@ class SelectingLoader:
             decoder=self._decoder,
             stop=StopIndicator() if stop is None else stop,
             guarding=None if guards is None else Guarding(guards),
+            proxy=ProxyWatch(score.floor) if isinstance(score, Proxy) else None,
             metrics=self.metrics,
         )
         self._settings = {
@@ -155,7 +158,8 @@ class SelectingLoader:
             "guards": None if guards is None else guards.settings,
             "record": record is not None,
         }
-        cost = cost_of(sampling_rate, forward=score is not None, record=record is not None)
+        forward = score is not None and not isinstance(score, Proxy)
+        cost = cost_of(sampling_rate, forward=forward, record=record is not None)
         if not cost.pays and chooser.rules is not None:
             chooser.give_up()
             self.metrics.observe_watch("", chooser.watch, chooser.gain)

@@ -31,6 +31,8 @@ class Reporting:
         lookups: told of fresh losses, or None without a record.
         chooser: told whether selection pays.
         stop: told whether there is anything left to learn.
+        proxied: whether scored losses are a proxy's and not the model's own: what they say of the
+            model is then left to the control arm.
     """
 
     def __init__(
@@ -40,18 +42,21 @@ class Reporting:
         lookups: Lookups | None,
         chooser: Chooser,
         stop: StopIndicator,
+        *,
+        proxied: bool,
     ) -> None:
         self._metrics = metrics
         self._late = late
         self._lookups = lookups
         self._chooser = chooser
         self._stop = stop
+        self._proxied = proxied
 
     def count(self, judged: Judged) -> None:
         """Count candidates by where their losses come from."""
         rows, forward, ages_s = len(judged.fresh), int(judged.fresh.sum()), judged.ages_s
         self._metrics.samples_seen += rows
-        self._metrics.score_rows["forward"] += forward
+        self._metrics.score_rows["proxy" if self._proxied else "forward"] += forward
         self._metrics.score_rows["record"] += len(ages_s)
         self._metrics.score_rows["unknown"] += rows - forward - len(ages_s)
         if len(ages_s):
@@ -74,7 +79,7 @@ class Reporting:
         told = None if judged.guessed is None else ~judged.guessed  # a guess is nobody's loss
 
         def arrive(seen: npt.NDArray[Any], *rest: npt.NDArray[Any]) -> None:
-            if lookups is not None and ids is not None and fresh.any():
+            if lookups is not None and ids is not None and fresh.any() and not self._proxied:
                 lookups.observe(ids[fresh], seen[fresh])
             every = seen if told is None else seen[told]
             if not rest:
@@ -87,7 +92,8 @@ class Reporting:
             metrics.observe_selection(
                 every, seen[known_rows], weights, method_weights, method_losses, agreed
             )
-            self._hear(variances[0] if variances else None, seen if fresh.all() else None)
+            own = fresh.all() and not self._proxied
+            self._hear(variances[0] if variances and own else None, seen if own else None)
 
         if chosen is None:
             self._late.send((losses,), arrive)

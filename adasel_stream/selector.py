@@ -22,6 +22,7 @@ from adasel_stream.late import Late
 from adasel_stream.lookups import Int64s
 from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain
+from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting
 from adasel_stream.rows import Leaves, joined_rows, place, row_count
@@ -48,6 +49,7 @@ class Selector:
         decoder: decodes chosen rows, or None where candidates come decoded.
         stop: says whether there is anything left to learn.
         guarding: what a choice is held to, or None.
+        proxy: watches the score where that is a proxy, or None.
         metrics: counters to add to.
 
     Raises:
@@ -65,6 +67,7 @@ class Selector:
         decoder: Decoder | None,
         stop: StopIndicator,
         guarding: Guarding | None,
+        proxy: ProxyWatch | None,
         metrics: Metrics,
     ) -> None:
         self._known = known
@@ -80,7 +83,10 @@ class Selector:
         self._late = Late()
         self._stop = stop
         self._guarding = guarding
-        self._reporting = Reporting(metrics, self._late, known.lookups, chooser, stop)
+        self._proxy = proxy
+        self._reporting = Reporting(
+            metrics, self._late, known.lookups, chooser, stop, proxied=proxy is not None
+        )
 
     @property
     def _repeats(self) -> Repeats | None:
@@ -190,6 +196,8 @@ class Selector:
             self._remember(last, losses)
         if last.proposed is not None:
             self._reporting.compare(last, losses)
+        if last.proxied is not None:
+            self._watch_proxy(last, losses)
         if not self._chooser.learns:
             return
         device = last.weights.device
@@ -230,6 +238,7 @@ class Selector:
             "structure": None if self._template is None else trees.describe(self._template),
             "known": self._known.state_dict(),
             "stop": self._stop.state_dict(),
+            "proxy": None if self._proxy is None else self._proxy.state_dict(),
             "repeats": None if self._repeats is None else self._repeats.state_dict(),
             "shown": {name: copy(getattr(self._metrics, name)) for name in SHOWN},
             **self._chooser.state_dict(),
@@ -255,6 +264,8 @@ class Selector:
             state["known"], None if self._decoder is not None else self._device
         )
         self._stop.load_state_dict(state["stop"])
+        if self._proxy is not None:
+            self._proxy.load_state_dict(state["proxy"])
         if self._repeats is not None:
             self._repeats.load_state_dict(state["repeats"])
         self._rows, self._template = rows, None
@@ -353,9 +364,11 @@ class Selector:
             "inclusions": chosen.inclusions,
             "importances": chosen.importances,
         }
-        if chosen.proposed is not None and judged.ids is not None:
+        if self._proxy is not None:
+            remembered["proxied"] = judged.scored.losses.index_select(0, chosen.indices)
+        if chosen.proposed is not None and (judged.ids is not None or self._proxy is not None):
             # fresh losses of all candidates have told already
-            told = bool(judged.fresh.all())
+            told = bool(judged.fresh.all()) and self._proxy is None
             unknown = torch.full_like(chosen.proposed, torch.nan)
             remembered["proposed"] = unknown if told else chosen.proposed
         # on a CPU no more rows were asked for than may be chosen
@@ -386,6 +399,18 @@ class Selector:
             lookups.compare(recorded[filled], fresh[filled])
 
         self._late.send((last.weights, losses, last.ids, last.recorded), arrive)
+
+    def _watch_proxy(self, last: Emitted, losses: Tensor) -> None:
+        """Compare what the proxy had given with fresh losses."""
+        proxy, metrics, proxied = self._proxy, self._metrics, last.proxied
+        assert proxy is not None
+        assert proxied is not None
+
+        def arrive(*late: npt.NDArray[Any]) -> None:
+            proxy.learn(*late)
+            metrics.observe_proxy(proxy.correlation, alert=proxy.alert)
+
+        self._late.send((proxied, losses, last.weights), arrive)
 
     def _update(self, last: Emitted, losses: Tensor) -> None:
         valid = torch.isfinite(losses) & (last.weights > 0)

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain, Watch
 from adasel_stream.record import LossRecord
+from adasel_stream.spearman import Correlation
 from adasel_stream.staleness import Staleness
 
 DOCUMENTATION = Path(__file__).parents[1] / "docs" / "metrics.md"
@@ -43,6 +44,7 @@ def busy() -> Metrics:
     metrics.observe_selection(two, two, two, two, two, two)
     metrics.observe_watch("", Watch(reason="drift", level=(0.5, 0.1, 7)), Gain(0.5, 0.4, 0.6))
     metrics.stop_indicator_ratio = 0.5
+    metrics.observe_proxy(Correlation(0.5, 0.4, 0.6), alert=False)
     metrics.observe_checkpoint()
     return metrics
 

@@ -79,6 +79,7 @@ def test_the_front_door_is_what_the_readme_needs() -> None:
         "PendingLabels",
         "Policy",
         "Preference",
+        "Proxy",
         "Scored",
         "SelectingLoader",
         "StopIndicator",

@@ -95,7 +95,7 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         "Rows by where their loss came from; an unknown one was guessed as the stream's mean.",
         "origin",
-        ("forward", "record", "unknown"),
+        ("forward", "proxy", "record", "unknown"),
     ),
     Family("method_weight_ratio", "gauge", "Method weights; they sum to 1.", "method"),
     Family(
@@ -152,6 +152,19 @@ FAMILIES: tuple[Family, ...] = (
         "gauge",
         "How little is left to learn, from 0 to 1: confidence that the stream's loss no longer "
         "improves and that selection has nothing to prefer; advice alone.",
+    ),
+    Family(
+        "proxy_correlation_ratio",
+        "gauge",
+        "Rank correlation of a proxy score with the model's losses among all candidates, with an "
+        "interval, from rows that were trained on.",
+        "bound",
+        ("value", "low", "high"),
+    ),
+    Family(
+        "proxy_alert_ratio",
+        "gauge",
+        "1 while a proxy score ranks rows worse than its floor, else 0.",
     ),
     Family("loss", "histogram", "Per-sample loss.", "set", ("seen", "selected")),
     Family(

@@ -32,6 +32,7 @@ from adasel_stream.metrics.watching import (
     Outside,
 )
 from adasel_stream.paying import REASONS, Gain, Watch
+from adasel_stream.spearman import Correlation
 
 __all__ = ["Metrics"]
 
@@ -139,6 +140,8 @@ class Metrics:
         self.fallback_ratio: dict[str, float | None] = dict.fromkeys(REASONS)
         self.stream_loss: float | None = None
         self.stop_indicator_ratio: float | None = None
+        self.proxy_correlation_ratio: dict[str, float | None] = dict.fromkeys(Correlation._fields)
+        self.proxy_alert_ratio: float | None = None
         self.record_entries: int | None = None
         self.record_capacity_entries: int | None = None
         self.record_bytes: int | None = None
@@ -233,6 +236,12 @@ class Metrics:
         self.fallback_ratio = {reason: float(reason == watch.reason) for reason in REASONS}
         if watch.level[2]:
             self.stream_loss = watch.level[0]
+
+    def observe_proxy(self, correlation: Correlation, *, alert: bool) -> None:
+        """Take over how well a proxy score ranks rows, and whether that is too bad."""
+        bounds = correlation._asdict().items()
+        self.proxy_correlation_ratio = {n: v if math.isfinite(v) else None for n, v in bounds}
+        self.proxy_alert_ratio = float(alert)
 
     def observe_step(self, seconds: float) -> None:
         """Count one training step of `seconds` and charge the phase that runs.
