@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from adasel_stream.filling import inclusions
+from adasel_stream.filling import inclusions, resized
 from adasel_stream.guards import bounded, bounded_scores
 from adasel_stream.last_layer import LastLayer, mean_gradient
 from adasel_stream.ranking import ascending, top_k
@@ -107,10 +107,11 @@ def unbiased(
         p = torch.where(batch.finite, p, 0.0)
     pi = proposed = inclusions(p, k)
     drawn = count.clamp(max=k) if isinstance(count, Tensor) else k
+    least = exploration * drawn / count
     if batch.control is not None:
-        pi = _with_control(p, batch, k, drawn, drawn / count)
+        pi = _with_control(proposed, batch, k, drawn, least)
     if batch.bounds is not None:
-        pi = bounded(pi, batch.bounds, k, exploration * drawn / count)
+        pi = bounded(pi, batch.bounds, k, least)
     by_score = _at_random(p, generator) if order is None else ascending(order(batch))
     layout = _at_random(p, generator) if batch.even else by_score
     offset = torch.rand((), generator=generator, device=p.device)
@@ -241,15 +242,16 @@ def _squared_error(last: LastLayer, rows: Tensor, pi: Tensor, count: Tensor | fl
 
 
 def _with_control(
-    p: Tensor, batch: LossBatch, k: int, drawn: Tensor | float, even: Tensor | float
+    proposed: Tensor, batch: LossBatch, k: int, drawn: Tensor | float, least: Tensor | float
 ) -> Tensor:
-    """Give rows of the control arm the even chance, and share out the rest by p."""
+    """Give rows of the control arm the even chance, and change those of the others to fit."""
     control = batch.control
     assert control is not None
-    if batch.finite is not None:
-        control = control & batch.finite
-    evenly = control * even
-    rest = inclusions(torch.where(control, 0.0, p), k, (drawn - evenly.sum()).clamp(min=0))
+    there = proposed > 0
+    control = control & there
+    evenly = control * (drawn / batch.count)
+    total = (drawn - evenly.sum()).clamp(min=0).to(proposed.dtype)
+    rest = resized(proposed, there & ~control, total, k, least)
     return torch.where(control, evenly.to(rest.dtype), rest)
 
 

@@ -18,6 +18,9 @@ __all__ = ["Guarding", "Guards"]
 
 _MOST_SLICES: Final = 16
 
+_FEWEST_REPEATS: Final = 4
+"""Below this the sketch takes one instance in a hundred for one that it is not."""
+
 
 @dataclass(frozen=True)
 class Guards:
@@ -28,11 +31,13 @@ class Guards:
 
     Args:
         cap: largest share of the chosen rows that may look suspicious, in (0, 1]; 1 for no cap.
-        tail: share of each window's rows with the largest losses that look suspicious, in [0, 1).
-        repeats: rows that were chosen so often lately look suspicious, too; at least 2, None for
+        tail: share of each window's rows with the largest losses that look suspicious, in [0, 1):
+            about as many as are believed to have wrong labels.
+        repeats: rows that were chosen so often lately look suspicious, too; at least 4, None for
             never. It needs the loader's ids and record.
         slices: up to 16 named slices: a function of the candidate batch that gives its members,
-            bool, shape (b,), and the least share of them that is chosen, in [0, 1].
+            bool, shape (b,), and the least share of them that is chosen, in [0, 1]. A row of
+            several slices counts for the one with the highest rate.
 
     Raises:
         ValueError: an argument out of its range.
@@ -56,8 +61,10 @@ class Guards:
             raise ValueError(f"cap must be in (0, 1], got {self.cap}")
         if not 0 <= self.tail < 1:
             raise ValueError(f"tail must be in [0, 1), got {self.tail}")
-        if self.repeats is not None and self.repeats < 2:
-            raise ValueError(f"repeats must be at least 2 or None, got {self.repeats}")
+        if self.repeats is not None and self.repeats < _FEWEST_REPEATS:
+            raise ValueError(
+                f"repeats must be at least {_FEWEST_REPEATS} or None, got {self.repeats}"
+            )
         if len(self.slices) > _MOST_SLICES:
             raise ValueError(f"at most {_MOST_SLICES} slices can be named, got {len(self.slices)}")
         for name, (members, rate) in self.slices.items():
@@ -119,7 +126,11 @@ class Guarding:
         flagged = top_loss(batch.ranks, batch.count, self.guards.tail)
         if repeated is not None:
             flagged = flagged | repeated
-        rates = torch.tensor([rate for _, rate in self.guards.slices.values()])
+        own = [rate for _, rate in self.guards.slices.values()]
+        highest_first = sorted(range(len(own)), key=lambda number: -own[number])
+        if own:
+            members = torch.stack([members[number] for number in highest_first])
+        rates = torch.tensor([own[number] for number in highest_first])
         there = rates.to(batch.losses.device, batch.losses.dtype, non_blocking=True)
         return Bounds(flagged, self.guards.cap, members, there)
 

@@ -22,6 +22,8 @@ def top_loss(ranks: Tensor, count: Tensor | float, tail: float) -> Tensor:
     Wrong labels and poisoned sources are among them, and so are rows that are hard and right; hence
     a cap on their share and not a ban.
 
+    Of equal losses at the edge of the tail none is flagged.
+
     >>> top_loss(torch.tensor([0.0, 3.0, 1.0, 2.0]), 4, 0.25)
     tensor([False,  True, False, False])
     """

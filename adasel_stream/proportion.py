@@ -75,8 +75,8 @@ def auto_in_proportion(
     proposed = _filled(p.astype(np.float64), k)  # Eq. (6)
     control = batch.control.numpy()
     even = control * (k / b)
-    rest = _filled(np.where(control, 0.0, p.astype(np.float64)), max(0.0, k - even.sum()))
-    pi = np.where(control, even, rest)
+    total, least = max(0.0, k - even.sum()), exploration * k / b
+    pi = np.where(control, even, _resized(np.where(control, 0.0, proposed), total, least))
     by_score = by_pull(batch).numpy().argsort()
     layout = torch.randperm(b, generator=generator).numpy() if batch.even else by_score
     offset = torch.rand((), generator=generator)
@@ -152,6 +152,16 @@ def _filled(p: npt.NDArray[np.float64], total: float) -> npt.NDArray[np.float64]
     at_one = min(int((falling * c >= 1).sum()), falling.size - 1)
     filled: npt.NDArray[np.float64] = np.minimum(p * c[at_one], 1.0)
     return filled
+
+
+def _resized(own: npt.NDArray[np.float64], total: float, least: float) -> npt.NDArray[np.float64]:
+    """Change probabilities as `filling.resized` does; those that are 0 are of other rows."""
+    amount, floor = own.sum(), np.count_nonzero(own) * least
+    if total > amount:
+        return _filled(own, total)
+    share = (total - floor) / max(amount - floor, 1e-300)
+    shrunk: npt.NDArray[np.float64] = least + (own - least) * min(max(share, 0.0), 1.0)
+    return shrunk
 
 
 def _met(ends: npt.NDArray[np.float64], layout: Rows, k: int, offset: float) -> Rows:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 __all__ = ["Repeats"]
 
@@ -50,14 +51,15 @@ class Repeats:
         return least
 
     def state_dict(self) -> dict[str, Any]:
-        """Describe the counts, in plain data."""
+        """Describe the counts."""
         rows, places = self._counters.nonzero()
         counts = self._counters[rows, places]
-        return {"since": self._since, "at": [rows.tolist(), places.tolist(), counts.tolist()]}
+        at = np.stack([rows, places, counts.astype(np.int64)])
+        return {"since": self._since, "at": torch.from_numpy(at)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
-        rows, places, counts = state["at"]
+        rows, places, counts = state["at"].numpy()
         self._counters[:] = 0
         self._counters[rows, places] = counts
         self._since = int(state["since"])

@@ -128,16 +128,19 @@ class Reporting:
         """
         assert last.proposed is not None
         proposed = last.proposed.to(losses.device, non_blocking=True)
-        even = last.inclusions.to(losses.device, non_blocking=True)
-        filled = last.weights.to(losses.device, non_blocking=True) > 0
+        weights = last.weights.to(losses.device, non_blocking=True)
+        even = weights * last.inclusions.to(losses.device, non_blocking=True)
+        filled = weights > 0
         finite = torch.isfinite(losses)
         control = ~torch.isnan(proposed) & finite & filled
-        g = torch.where(control, losses, 0.0).square()
+        # guards may have moved rows of the arm: their weights undo it
+        weights = torch.where(control, weights, 0.0)
+        g = weights * torch.where(control, losses, 0.0).square()
         sums = [
             (g * (1 / torch.where(control, proposed, 1.0) - 1)).sum(),
             (g * (1 / torch.where(control, even, 1.0) - 1)).sum(),
-            torch.where(control, losses, 0.0).sum(),
-            control.sum(),
+            (weights * torch.where(control, losses, 0.0)).sum(),
+            weights.sum(),
             (filled & ~finite).sum(),
             filled.sum(),
         ]

@@ -111,7 +111,7 @@ def _correlation(products: Floats) -> npt.NDArray[np.float64]:
 
 
 def _centred_ranks(values: Floats, shares: Floats) -> npt.NDArray[np.float64]:
-    """Give the share of rows below each value and half of that at it, less the mean; like shares."""
+    """Give the share of rows below each value and half of that at it, less the mean."""
     order = values.argsort()  # of ties in any order: the weight at a value is summed up
     ascending = values[order]
     below = np.zeros(len(values) + 1)

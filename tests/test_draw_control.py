@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adasel_stream import draw
 from adasel_stream.last_layer import LastLayer, gradient_norms, mean_gradient
-from adasel_stream.types import LossBatch
+from adasel_stream.types import Bounds, LossBatch
 from tests.candidates import generator
 
 
@@ -167,3 +167,18 @@ def test_tokens_pull_together() -> None:
     """Sequences are laid out by the sum over their tokens, in half precision, too."""
     residuals = torch.tensor([[[0.4], [0.5]], [[0.5], [-0.9]]], dtype=torch.bfloat16)
     assert layout(residuals) == [1, 0]
+
+
+@given(b=st.integers(1, 60), seed=st.integers(0, 1000), data=st.data())
+def test_chances_sum_to_k_and_weights_keep_their_bound(
+    b: int, seed: int, data: st.DataObject
+) -> None:
+    """With a control arm and guards at once; control rows may be moved, and weigh accordingly."""
+    k = data.draw(st.integers(1, b))
+    random = generator(seed)
+    flagged, members = (torch.rand(b, generator=random) < 0.3 for _ in range(2))
+    bounds = Bounds(flagged, 0.2, members[None], torch.tensor([0.5]))
+    batch = replace(candidates(b, seed), bounds=data.draw(st.sampled_from([None, bounds])))
+    drawn = draw.unbiased(batch.losses.log() * 3, batch, k, random, exploration=0.2)
+    assert len(set(drawn.indices.tolist())) == k
+    assert float(drawn.weights.max()) <= 5 * (1 + 1e-4)

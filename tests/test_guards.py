@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from adasel_stream import Guards, SelectingLoader
+from adasel_stream import Guards, Proxy, SelectingLoader, auto
 from adasel_stream.draw import systematic
 from adasel_stream.errors import BatchError
 from adasel_stream.filling import inclusions
@@ -122,10 +122,11 @@ def test_a_top_k_keeps_to_cap_and_rates(b: int, seed: int, cap: float, data: st.
 
 
 def test_the_tail_is_the_largest_losses() -> None:
-    """A share of the rows that may be chosen; ties at its edge are in it."""
+    """A share of the rows that may be chosen; of equal ones at its edge none."""
     ranks = torch.tensor([0.0, 4.0, 2.0, 1.0, 3.0])
     assert top_loss(ranks, 5, 0.4).tolist() == [False, True, False, False, True]
     assert not bool(top_loss(ranks, 5, 0.0).any())
+    assert not bool(top_loss(torch.tensor([0.0, 2.5, 2.5, 2.5, 2.5]), 5, 0.4).any())
 
 
 def poisoned() -> list[Rows]:
@@ -200,7 +201,7 @@ def test_slices_that_are_no_masks_are_refused(members: Any, message: str) -> Non
     [
         ({"cap": 0}, ValueError, r"cap must be in \(0, 1\], got 0"),
         ({"tail": 1}, ValueError, r"tail must be in \[0, 1\), got 1"),
-        ({"repeats": 1}, ValueError, "repeats must be at least 2 or None, got 1"),
+        ({"repeats": 3}, ValueError, "repeats must be at least 4 or None, got 3"),
         ({"slices": {"a": (3, 0.5)}}, TypeError, r"slices\['a'\] must be a function"),
         ({"slices": {"a": (len, 2)}}, ValueError, r"rate of slice 'a' must be in \[0, 1\], got 2"),
         ({"slices": {str(i): (len, 0.1) for i in range(17)}}, ValueError, "at most 16 slices"),
@@ -217,4 +218,20 @@ def test_guards_out_of_range_are_refused(
 def test_repeats_need_to_know_instances() -> None:
     """Without a record nobody can tell that a row comes again."""
     with pytest.raises(ValueError, match=r"guards\.repeats needs record= and ids="):
-        SelectingLoader(Stream(), score=loss, sampling_rate=0.5, guards=Guards(repeats=3))
+        SelectingLoader(Stream(), score=loss, sampling_rate=0.5, guards=Guards(repeats=9))
+
+
+def test_the_control_arm_tells_the_streams_loss_under_a_cap() -> None:
+    """Guards move rows of the arm as well, and weights undo it: 1 in 8 at 50, the others at 0.5."""
+    losses = torch.full((64,), 0.5)
+    losses[::8] = 50.0
+    loader = SelectingLoader(
+        [{"loss": losses}] * 3000,
+        score=Proxy(loss),
+        sampling_rate=0.25,
+        policy=auto(control=0.3),
+        guards=Guards(cap=0.1, tail=1 / 8),
+    )
+    for batch in loader:
+        loader.mean(batch["loss"])
+    assert loader.metrics.stream_loss == pytest.approx(6.69, rel=0.15)

@@ -49,7 +49,7 @@ def _matching(batch: LossBatch, k: int) -> Tensor:
     # a sum of float32 losses loses the differences that are looked for; mps has no float64
     wide = torch.float32 if batch.losses.device.type == "mps" else torch.float64
     usable = usable_rows(batch)
-    ascending, order = torch.where(usable, batch.losses.to(wide), torch.inf).sort()
+    ascending, order = torch.where(usable, batch.losses.to(wide), torch.inf).sort(stable=True)
     place = torch.arange(ascending.shape[0], device=ascending.device, dtype=wide)
     count = usable.sum(dtype=wide)
     there, k_there = place < count, count.clamp(max=k)
