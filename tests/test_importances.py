@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from adasel_stream import importances
 from adasel_stream.adaselection import expected_losses, log_scores, picked_losses
 from adasel_stream.draw import top
+from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.types import LossBatch
 from tests import reference
 from tests.candidates import (
@@ -199,3 +200,28 @@ def test_picked_losses_are_the_means_of_the_references_picks(
     ]
     scale = float(np.abs(known.losses).max(initial=0.0))
     np.testing.assert_allclose(got, want, rtol=0, atol=scale * 1e-6)
+
+
+@DTYPES
+@given(losses=any_losses(1), seed=seeds())
+def test_chances_are_proportional_to_what_gives_chances(
+    dtype: torch.dtype, losses: Array, seed: int
+) -> None:
+    """Each method is read as its preference says, in whatever company; the others by rank."""
+    batch = offered(losses, dtype, seed)
+    names = ["big_loss", "learnability", "coresets_1", "gradient_size"]
+    said = [preference_of(name, batch) for name in names]
+    assert [one.proportional for one in said] == [False, True, False, True]
+    got = importances.chances(said, batch, 1)
+    by_rank = importances.rank(said, batch, 1)
+    in_proportion = importances.proportional(said, batch, 1)
+    assert torch.equal(got[[0, 2]], by_rank[[0, 2]])
+    torch.testing.assert_close(got[[1, 3]], in_proportion[[1, 3]])
+
+
+@given(losses=any_losses(1), seed=seeds())
+def test_chances_of_the_default_methods_are_ranks(losses: Array, seed: int) -> None:
+    """The default of the policy `unbiased` is bit for bit what it was before there were any."""
+    batch = offered(losses, torch.float32, seed)
+    said = [preference_of(name, batch) for name in DEFAULT_METHODS]
+    assert torch.equal(importances.chances(said, batch, 1), importances.rank(said, batch, 1))

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import picks
-from adasel_stream.methods import DEFAULT_METHODS, METHODS, big_loss, resolve_methods
+from adasel_stream.methods import (
+    DEFAULT_METHODS,
+    METHODS,
+    NEEDS,
+    big_loss,
+    gradient_norm,
+    last_layer_for,
+    needs,
+    resolve_methods,
+)
 from adasel_stream.types import LossBatch
 from tests import reference
 from tests.candidates import (
@@ -218,6 +227,23 @@ def test_wrong_methods_are_refused(methods: object, kind: type[Exception], messa
     """What was expected, what came, and what to do."""
     with pytest.raises(kind, match=message):
         resolve_methods(methods)  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_needs_are_those_of_all_methods_together() -> None:
+    """A user's function is unknown: it is given what costs no forward pass."""
+    assert needs(resolve_methods(DEFAULT_METHODS)) == frozenset()
+    assert needs(resolve_methods(["alignment", "reducible_loss"])) == {"last_layer", "reference"}
+    assert needs(resolve_methods(["big_loss", near_one])) == {"window", "previous"}
+    assert set(NEEDS) == set(METHODS.values())
+
+
+def test_the_last_layer_is_captured_where_a_method_asks_for_it() -> None:
+    """Always, where there is one, or not at all; a record spares the pass that it needs."""
+    assert last_layer_for(needs({"mine": gradient_norm}), recorded=False) is True
+    assert last_layer_for(needs(resolve_methods(["gradient_size"])), recorded=True) == "if any"
+    assert last_layer_for(needs(resolve_methods(["loss_history"])), recorded=True) is False
+    with pytest.raises(ValueError, match="forward pass of every row"):
+        last_layer_for(frozenset({"last_layer"}), recorded=True)
 
 
 def test_an_empty_batch_is_preferred_by_no_method() -> None:

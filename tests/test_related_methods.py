@@ -1,6 +1,7 @@
 """Every method of the related work against plain numpy, and what all of them promise."""
 
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,15 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from adasel_stream import importances
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import picks
 from adasel_stream.last_layer import LastLayer
-from adasel_stream.last_layer import gradient_norms as norms_of
-from adasel_stream.methods import METHODS, resolve_methods
+from adasel_stream.methods import METHODS, NEEDS, resolve_methods
 from adasel_stream.related_methods import selective_backprop_with
 from adasel_stream.types import LossBatch, Preference
 from tests import reference, related_reference
-from tests.candidates import DTYPES, generator, preference_of, ranks_of, tolerance
+from tests.candidates import DTYPES, preference_of, ranks_of, tolerance
+from tests.related_candidates import company, scale_of, told
 from tests.related_reference import Company
 from tests.strategies import METHODS as PAPERS_METHODS
 from tests.strategies import Array, any_losses, distinct_losses, finite_losses, seeds
@@ -25,49 +27,6 @@ from tests.strategies import Array, any_losses, distinct_losses, finite_losses, 
 RELATED = tuple(name for name in METHODS if name not in PAPERS_METHODS)
 EVERY_METHOD = pytest.mark.parametrize("method", RELATED)
 SIGNED = pytest.mark.parametrize("method", ["reducible_loss", "alignment"])
-
-
-def company(losses: Array, dtype: torch.dtype, seed: int) -> LossBatch:
-    """Candidates with all that a method may look at; a part of each column is unknown."""
-    random, b = generator(seed), len(losses)
-    unknown = torch.rand(2, b, generator=random) < 0.3
-    columns = (torch.randn(2, b, generator=random) * 3).masked_fill(unknown, torch.nan)
-    window = torch.randn(20, generator=random).mul(5).round()
-    window[: int(torch.randint(21, (), generator=random))] = torch.nan
-    last = LastLayer(*torch.randn(2, b, 3, generator=random).unbind())
-    batch = LossBatch.of(torch.from_numpy(losses).to(dtype), gradient_norms=norms_of(last))
-    assert batch.finite is not None
-    return replace(
-        batch,
-        gradient_norms=norms_of(last).to(dtype),
-        last_layer=last.masked(batch.finite),
-        reference=columns[0],
-        previous=columns[1],
-        window=window.to(dtype),
-    )
-
-
-def told(batch: LossBatch) -> tuple[reference.Rows, Company]:
-    """The rows that may be chosen, and what the reference is told of them."""
-    assert batch.finite is not None
-    assert batch.last_layer is not None
-    rows = np.flatnonzero(batch.finite.numpy())
-    ones = torch.ones(len(batch.losses), 1)
-    features = torch.cat([batch.last_layer.features, ones], dim=1).double()
-    gradients = torch.einsum("bc,bh->bch", batch.last_layer.residuals.double(), features)
-    gradients *= (len(rows) / max(1, len(ones))) ** 0.5  # the package's mean counts masked rows
-    columns = (batch.losses, batch.gradient_norms, batch.reference, batch.previous)
-    losses, norms, reference_losses, previous = (
-        column.double().numpy()[rows] for column in columns if column is not None
-    )
-    assert batch.window is not None
-    window = batch.window.double().numpy()
-    return rows, Company(losses, norms, gradients.numpy()[rows], reference_losses, previous, window)
-
-
-def scale_of(batch: LossBatch) -> float:
-    """The largest number that a value may be rounded by."""
-    return max(10.0, float(batch.losses.abs().max()))
 
 
 @DTYPES
@@ -192,6 +151,22 @@ def test_values_are_finite_and_inputs_left_alone(method: str, losses: Array, see
 
 
 @EVERY_METHOD
+@pytest.mark.parametrize("reading", ["softmax", "rank", "vote", "proportional", "chances"])
+@given(losses=any_losses(1), seed=seeds(), share=st.floats(0, 1))
+def test_every_reading_makes_importances_of_them(
+    reading: str, method: str, losses: Array, seed: int, share: float
+) -> None:
+    """Nowhere negative, sum one unless no row may be chosen, nothing for masked rows."""
+    batch = company(losses, torch.float32, seed)
+    k = max(1, round(share * len(losses)))
+    alpha = getattr(importances, reading)([preference_of(method, batch)], batch, k)[0]
+    assert batch.finite is not None
+    assert float(alpha.min()) >= 0
+    assert float(alpha.sum()) == pytest.approx(float(batch.finite.any()), rel=1e-5)
+    assert (alpha[~batch.finite] == 0).all()
+
+
+@EVERY_METHOD
 @given(losses=finite_losses(1), seed=seeds())
 def test_values_go_with_the_rows(method: str, losses: Array, seed: int) -> None:
     """Shuffling the candidates shuffles what a method says of them, up to rounding of sums."""
@@ -212,6 +187,43 @@ def test_values_go_with_the_rows(method: str, losses: Array, seed: int) -> None:
         want, got = want[apart], got[apart]
     atol = 1e-4 if method == "alignment" else 1e-12 * scale_of(batch)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=atol)
+
+
+COLUMNS = {
+    "last_layer": ("last_layer", "gradient_norms"),
+    "last_layer_if_any": ("last_layer", "gradient_norms"),
+    "reference": ("reference",),
+    "previous": ("previous",),
+    "window": ("window",),
+}
+"""The parts of a batch behind each need."""
+
+
+def outcome(method: str, batch: LossBatch) -> list[float] | None:
+    """What a method gives, or None where it cannot."""
+    try:
+        return preference_of(method, batch).values().tolist()
+    except MethodError:
+        return None
+
+
+def without(batch: LossBatch, *columns: str) -> LossBatch:
+    """The batch without some of its columns."""
+    missing: dict[str, Any] = dict.fromkeys(columns)
+    return replace(batch, **missing)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_needs_are_what_a_method_looks_at(method: str) -> None:
+    """Without another column it gives the same; without one that it needs, something else."""
+    batch = company(np.random.default_rng(3).exponential(size=30), torch.float64, 3)
+    batch = replace(batch, noise=batch.losses.cos())
+    wanted = NEEDS[METHODS[method]]
+    used = {column for need in wanted for column in COLUMNS[need]}
+    for column in {column for group in COLUMNS.values() for column in group} - used:
+        assert outcome(method, without(batch, column)) == outcome(method, batch)
+    for need in wanted:
+        assert outcome(method, without(batch, *COLUMNS[need])) != outcome(method, batch)
 
 
 @EVERY_METHOD
