@@ -3,6 +3,7 @@
 The paper says only that "softmax can be applied". A softmax of raw losses depends on their
 scale, so other readings stand beside it. Each takes the M methods' preferences, the batch and
 k, and returns α, shape (M, b), rows non-negative with sum 1; rows that may not be chosen get 0.
+`chances` takes the one or the other of them, by what a method gives.
 """
 
 from collections.abc import Callable, Sequence
