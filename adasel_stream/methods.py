@@ -124,11 +124,8 @@ def coresets_1(batch: LossBatch) -> Preference:
         twice_distance = (2 * batch.ranks - (batch.count - 1)).abs()
         return (twice_distance - 0.5).clamp(min=0)
 
-    def from_both_ends(k: int) -> Tensor:
-        del k  # the order is the same for all
-        return _from_both_ends(batch)
-
-    return Preference(both_softmaxes, distance_from_middle, order=from_both_ends)
+    # the order is the same for every k
+    return Preference(both_softmaxes, distance_from_middle, order=lambda _: _from_both_ends(batch))
 
 
 def coresets_2(batch: LossBatch) -> Preference:
