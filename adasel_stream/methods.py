@@ -9,11 +9,11 @@ number, larger for the rows it wants; how preferences become importances is the 
 >>> near_median(LossBatch(torch.tensor([1.0, 5.0, 2.0])))
 tensor([-1., -3., -0.])
 
-Source: section 3.1 of the AdaSelection paper lists the seven; `related_methods` has those of its
-related work.
+Source: section 3.1 of the AdaSelection paper; `related_methods` has those of its related work.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -124,8 +124,7 @@ def coresets_1(batch: LossBatch) -> Preference:
         twice_distance = (2 * batch.ranks - (batch.count - 1)).abs()
         return (twice_distance - 0.5).clamp(min=0)
 
-    # the order is the same for every k
-    return Preference(both_softmaxes, distance_from_middle, order=lambda _: _from_both_ends(batch))
+    return Preference(both_softmaxes, distance_from_middle, partial(_from_both_ends, batch))
 
 
 def coresets_2(batch: LossBatch) -> Preference:
@@ -152,7 +151,7 @@ def _artanh_scaled(losses: Tensor) -> Tensor:
     return 0.5 * (x.log1p() - log_rest)  # Eq. (1)
 
 
-def _from_both_ends(batch: LossBatch) -> Tensor:
+def _from_both_ends(batch: LossBatch, _k: int) -> Tensor:
     """Order rows largest, smallest, second largest, second smallest; lower indices first."""
     turns = []
     for sign, first in ((1, 0), (-1, 1)):

@@ -69,9 +69,10 @@ def reducible_loss(batch: LossBatch) -> Preference:
 
 def _positive(batch: LossBatch, values: Callable[[], Tensor]) -> Preference:
     """Order rows by values of either sign, for any k; as chances, negative ones are 0."""
+
+    def order(_k: int) -> Tensor:
+        return values()
+
     return Preference(
-        lambda: values().clamp(min=0),
-        lambda: batch.rank(values()),
-        order=lambda _: values(),
-        proportional=True,
+        lambda: values().clamp(min=0), lambda: batch.rank(values()), order, proportional=True
     )
