@@ -86,10 +86,8 @@ def jackknifed(products: Floats) -> Correlation:
 
     Source: Quenouille 1956 and Tukey 1958 for the jackknife; Fisher 1915 for artanh.
 
-    >>> jackknifed(np.array([[0.5, 1.0, 1.0]] * 10)).low.__round__(3)
-    0.5
-    >>> jackknifed(np.array([[0.5, 1.0, 1.0]])).value
-    nan
+    >>> [round(each, 2) for each in jackknifed(np.array([[0.4, 1.0, 1.0], [0.6, 1.0, 1.0]]))]
+    [0.5, 0.27, 0.67]
     """
     groups = len(products)
     if groups < 2:
