@@ -215,8 +215,8 @@ def _prefer(name: str, method: Method, batch: LossBatch) -> Preference:
         wanted = method(batch)
     except Exception as error:
         error.add_note(
-            f"It came from method {name!r}, which is given a LossBatch (losses, gradient_norms, "
-            "noise, finite, ranks) and nothing else of the candidates."
+            f"It came from method {name!r}, which is given a LossBatch (losses, ranks, finite, "
+            "noise, window, previous, reference, last_layer) and nothing else of the candidates."
         )
         raise
     if isinstance(wanted, Preference):

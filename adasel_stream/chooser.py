@@ -12,7 +12,7 @@ from torch import Tensor
 from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import kept_at
 from adasel_stream.last_layer import gradient_norms
-from adasel_stream.methods import needs
+from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
 from adasel_stream.types import Bounds, Feedback, LossBatch, Method, Scored, Selection, State
@@ -65,6 +65,7 @@ class Chooser:
         if not 0 <= seed < _SEEDS:
             raise ValueError(f"seed must be in [0, 2**63), got {seed}")
         self._methods = methods
+        self._evenly = dict.fromkeys(methods, uniform)
         self._policy = policy
         self._quota = Quota(sampling_rate, whole_batches=policy.whole_batches)
         self._seed = seed
@@ -152,8 +153,10 @@ class Chooser:
         )
         if bounds is not None:
             batch = replace(batch, bounds=bounds(batch))
+        # what nobody knows anything of no method can prefer, and it may need more than a guess
+        methods = self._methods if known or self._policy.watch is None else self._evenly
         try:
-            after, chosen = step(state, batch, k, self._methods, self._policy, generator)
+            after, chosen = step(state, batch, k, methods, self._policy, generator)
         except Exception:  # whatever a method raises: nothing was chosen
             self._quota.give_back(rows if usable is None else usable, k)
             raise
@@ -165,20 +168,33 @@ class Chooser:
             self._state = replace(state, step=after.step)
         return chosen
 
-    def hear(self, variances: tuple[float, float] | None, mean: float, nonfinite: float) -> None:
-        """Take in what a candidate batch, or fresh losses of the control arm, showed.
+    def hear(
+        self,
+        variances: tuple[float, float] | None,
+        mean: float,
+        nonfinite: float | None,
+        *,
+        trained: bool = False,
+    ) -> None:
+        """Take in what a window of candidates, or fresh losses of the control arm, showed.
 
         Args:
             variances: as `Selection.variances`, or None if unknown.
             mean: mean loss of rows that were not chosen by their losses; NaN if unknown.
-            nonfinite: share of losses that are not finite.
+            nonfinite: share of losses that are not finite, None if unknown.
+            trained: whether it is of rows that were trained on.
         """
         rules = self._policy.watch
         if rules is None:
             return
         before = self._watch.reason
         self._watch = after_batch(
-            self._watch, rules, variances=variances, mean_loss=mean, nonfinite=nonfinite
+            self._watch,
+            rules,
+            variances=variances,
+            mean_loss=mean,
+            nonfinite=nonfinite,
+            trained=trained,
         )
         self._tell(before)
 

@@ -124,7 +124,7 @@ def unbiased(
     if batch.control is None:
         return Drawn(*there)
     proposal = torch.where(batch.control, proposed.to(p.dtype), torch.nan).index_select(0, indices)
-    if not batch.compared:
+    if not batch.compared or batch.last_layer is None:
         return Drawn(*there, proposal)
     variances = compared(batch, k, indices, proposed, pi, by_score, offset, generator)
     return Drawn(*there, proposal, variances.to(p.dtype))
@@ -142,10 +142,8 @@ def compared(
 ) -> Tensor:
     """Say how far the gradient is off, drawn by the scores and drawn evenly, shape (2,).
 
-    With a last layer these are squared distances from the gradient of all candidates: of the rows
-    that were drawn, and of a second draw, the way that they were not drawn this time, which is
-    forgotten again. Without, they are the variances of two independent draws, with losses for
-    gradient norms.
+    These are squared distances from the last-layer gradient of all candidates: of the rows that
+    were drawn, and of a second draw, the way that they were not drawn this time.
 
     Args:
         batch: the candidates, n of which may be chosen.
@@ -161,8 +159,7 @@ def compared(
     if isinstance(count, Tensor):
         count = count.clamp(min=1)
     even = (count.clamp(max=k) if isinstance(count, Tensor) else k) / count
-    if batch.last_layer is None:
-        return _variances(proposed, batch, even)
+    assert batch.last_layer is not None, "who asks has looked"
     other = proposed if batch.even else torch.where(proposed > 0, even, 0.0).to(pi.dtype)
     others = systematic(other, k, layout if batch.even else _at_random(pi, generator), offset)
     errors = [
@@ -204,7 +201,7 @@ def by_pull(batch: LossBatch) -> Tensor:
 
 
 def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tensor:
-    """Lay the rows end to end in random order, π long each, and take one every 1.
+    """Lay the rows end to end, π long each, and take one every 1.
 
     Args:
         pi: inclusion probabilities, shape (b,), float64, sum k.
@@ -253,18 +250,3 @@ def _with_control(
     total = (drawn - evenly.sum()).clamp(min=0).to(proposed.dtype)
     rest = resized(proposed, there & ~control, total, k, least)
     return torch.where(control, evenly.to(rest.dtype), rest)
-
-
-def _variances(pi: Tensor, batch: LossBatch, even: Tensor | float) -> Tensor:
-    """Give Σ g²(1/π - 1) under π and under an even draw, shape (2,), with losses for g.
-
-    That is the estimate's variance where gradients are as large as losses and point anywhere.
-
-    Source: Horvitz and Thompson 1952.
-    """
-    g = batch.magnitudes.to(pi.dtype)
-    g = g / g.abs().max().clamp(min=torch.finfo(g.dtype).tiny)
-    square = g.square() if batch.finite is None else torch.where(batch.finite, g.square(), 0.0)
-    square = square / square.mean().clamp(min=torch.finfo(g.dtype).tiny)  # batches weigh alike
-    ours = (square * (1 / torch.where(pi > 0, pi, 1.0) - 1)).sum()
-    return torch.stack([ours, square.sum() * (1 / even - 1)]).to(batch.losses.dtype)

@@ -33,9 +33,9 @@ class Emitted(NamedTuple):
         ids: int64, shape (batch_size,), or None without a record.
         recorded: what the record had held, shape (batch_size, 2), float32: the loss, NaN where it
             was unknown, and its age in seconds; None without a record.
-        proposed: for rows of the control arm whose losses were not fresh when they were chosen, the
-            π that the scores would have given, NaN for others, shape (batch_size,); None without
-            a control arm, or where all losses are the model's own and fresh.
+        proposed: for rows of the control arm the π that the scores would have given, where no last
+            layer of all candidates has told the gain; NaN for others, shape (batch_size,); None
+            without a control arm.
         proxied: what a proxy had given, shape (batch_size,), or None where the score is none.
     """
 

@@ -30,14 +30,17 @@ class Guards:
     drawn, and no weight passes the policy's bound. A slice's least rate may take a little of it.
 
     Args:
-        cap: largest share of the chosen rows that may look suspicious, in (0, 1]; 1 for no cap.
+        cap: largest share of the chosen rows that may look suspicious, in (0, 1]; 1 for no cap. It
+            cannot bind where cap times the sampling rate is tail or more.
         tail: share of each window's rows with the largest losses that look suspicious, in [0, 1):
             about as many as are believed to have wrong labels.
         repeats: rows that were chosen so often lately look suspicious, too; at least 4, None for
-            never. It needs the loader's ids and record.
+            never. It needs the loader's ids and record, and losses given to `loader.mean`; an
+            instance that comes once in some 65,536 chosen rows is not repeated.
         slices: up to 16 named slices: a function of the candidate batch that gives its members,
-            bool, shape (b,), and the least share of them that is chosen, in [0, 1]. A row of
-            several slices counts for the one with the highest rate.
+            bool, shape (b,), and the least share of these members that is chosen on average, in
+            [0, 1]. A row of several slices counts for the one with the highest rate; where all
+            demands are more than is chosen they are met in part.
 
     Raises:
         ValueError: an argument out of its range.
@@ -65,6 +68,8 @@ class Guards:
             raise ValueError(
                 f"repeats must be at least {_FEWEST_REPEATS} or None, got {self.repeats}"
             )
+        if self.cap == 1 and self.repeats is not None:
+            raise ValueError("repeats has no effect without a cap below 1; pass cap=, such as 0.2")
         if len(self.slices) > _MOST_SLICES:
             raise ValueError(f"at most {_MOST_SLICES} slices can be named, got {len(self.slices)}")
         for name, (members, rate) in self.slices.items():

@@ -9,6 +9,7 @@ are unknown, and what is compared with each other is of one kind, recorded or fr
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -28,6 +29,9 @@ from adasel_stream.types import Batch, Scored
 __all__ = ["Failure", "Judged", "KnownLosses"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_BYTES: Final = 1 << 30
+"""What the last layer of a window of several batches may take, in bytes."""
 
 _WARNED: Final = 1000
 """So many candidates, none of which is known, are no accident."""
@@ -157,11 +161,12 @@ class KnownLosses:
             leaves: the same, flattened and joined, b rows each.
             ids: instance ids, b of them, or None without a record.
         """
+        rows = row_count(leaves)
+        self._scored_rows = max(self._scored_rows, -(-rows // len(batches)))
         if self.lookups is None or ids is None:
             self._whole.append(_Group(leaves, None, None, True, batches))
             return
-        self._largest = max(self._largest, len(ids))
-        self._scored_rows = max(self._scored_rows, -(-len(ids) // len(batches)))
+        self._largest = max(self._largest, rows)
         recorded = self.lookups.find(ids)
         known = ~np.isnan(recorded[:, 0])
         if self._score is None or known.all() or not known.any():
@@ -247,7 +252,12 @@ class KnownLosses:
         guessed = None if known.all() else ~known
         fresh = np.zeros_like(known)
         judged = Judged(group.leaves, Scored(tensor), fresh, group.ids, recorded, guessed)
-        return judged._replace(reference=self._reference_of(group, template))
+        if self._reference is None:
+            return judged
+        if self._decoder is not None:  # nothing is decoded for what is only looked up
+            return judged._replace(reference=torch.full_like(tensor, torch.nan))
+        batches = group.batches or self._built(group.leaves, template)
+        return judged._replace(reference=torch.cat([self._reference_of(one) for one in batches]))
 
     def _count_strangers(self, known: npt.NDArray[np.bool_]) -> None:
         """Warn once where the record knows nobody: somebody may have mistaken a name."""
@@ -263,12 +273,12 @@ class KnownLosses:
                     self._strangers,
                 )
 
-    def _reference_of(self, group: _Group, template: Batch) -> Tensor | None:
-        """Ask for the reference losses of a group, shape (b,), float32."""
-        if self._reference is None:
-            return None
-        rows = row_count(group.leaves)
-        losses = self._reference(trees.rebuild(template, group.leaves))
+    def _reference_of(self, batch: Batch) -> Tensor:
+        """Ask for the reference losses of a batch, shape (b,), float32."""
+        assert self._reference is not None, "who asks has looked"
+        rows = _rows_of(batch)
+        with torch.no_grad():
+            losses = self._reference(batch)
         if not isinstance(losses, Tensor) or losses.shape != (rows,):
             came = getattr(losses, "shape", type(losses).__name__)
             raise ScoreError(
@@ -276,30 +286,37 @@ class KnownLosses:
             )
         return losses.detach().float()
 
-    def _scored_parts(self, batches: Sequence[Batch]) -> tuple[list[Scored], Tensor]:
+    def _scored_parts(self, batches: Sequence[Batch]) -> tuple[list[Scored], list[Tensor], Tensor]:
         """Score batches one by one, and give what went well with the numbers of its rows."""
         assert self._score is not None, "without score there is a record"
         parts: list[Scored] = []
+        references: list[Tensor] = []
         good: list[Tensor] = []
         start = 0
         for batch in batches:
             rows = _rows_of(batch)
             try:
-                parts.append(checked(as_scored(self._score(batch)), rows))
+                scored = checked(as_scored(self._score(batch)), rows)
+                if self._reference is not None:
+                    references.append(self._reference_of(batch))
+                parts.append(scored)
                 good.append(torch.arange(start, start + rows))
             except Exception as error:  # whatever a score raises: the rest of the window is kept
                 before = Failure(error, 0) if self.failure is None else self.failure
                 self.failure = before._replace(rows=before.rows + rows)
             start += rows
-        return parts, torch.cat(good) if good else torch.zeros(0, dtype=torch.int64)
+        return parts, references, torch.cat(good) if good else torch.zeros(0, dtype=torch.int64)
 
-    def _pieces(self, leaves: Leaves, template: Batch) -> list[Batch]:
-        """Take rows apart again that gathered, so that each pass scores as many as came at once."""
+    def _pieces(self, leaves: Leaves) -> list[Leaves]:
+        """Take rows apart again, so that each pass scores as many as came at once."""
         step = self._scored_rows
         return [
-            trees.rebuild(template, {path: leaf[at : at + step] for path, leaf in leaves.items()})
+            {path: leaf[at : at + step] for path, leaf in leaves.items()}
             for at in range(0, row_count(leaves), step)
         ]
+
+    def _built(self, leaves: Leaves, template: Batch) -> list[Batch]:
+        return [trees.rebuild(template, one) for one in self._pieces(leaves)]
 
     def _scored(self, group: _Group, template: Batch) -> Judged | None:
         assert self._score is not None, "without score there is a record"
@@ -309,10 +326,11 @@ class KnownLosses:
             self.in_hand = row_count(group.leaves)  # the others are counted by the decoder
             if not row_count(group.leaves):
                 return None
-            batches: Sequence[Batch] = [self._decoder.built(decoded, template)]
+            pieces = self._pieces(decoded)
+            batches: Sequence[Batch] = [self._decoder.built(one, template) for one in pieces]
         else:
-            batches = group.batches or self._pieces(group.leaves, template)
-        parts, good = self._scored_parts(batches)
+            batches = group.batches or self._built(group.leaves, template)
+        parts, references, good = self._scored_parts(batches)
         if self.failure is not None:
             group = _chosen(group, good)
             decoded = None if decoded is None else chosen_rows(decoded, good)
@@ -324,7 +342,7 @@ class KnownLosses:
         recorded = None
         if group.ids is not None:
             recorded = np.full((rows, 2), np.nan, dtype=np.float32)
-        reference = self._reference_of(group, template)
+        reference = torch.cat(references) if references else None
         return Judged(group.leaves, scored, fresh, group.ids, recorded, None, decoded, reference)
 
 
@@ -339,14 +357,28 @@ def _rows_of(batch: Batch) -> int:
 
 
 def _joined(parts: Sequence[Scored]) -> Scored:
+    """Put scored batches of a window together; the last layer as far as there is room for it."""
     if len(parts) == 1:
         return parts[0]
+    losses = torch.cat([part.losses for part in parts])
     residuals = [part.residuals for part in parts if part.residuals is not None]
     features = [part.features for part in parts if part.features is not None]
-    return Scored(
-        torch.cat([part.losses for part in parts]),
-        torch.cat(residuals) if len(residuals) == len(parts) else None,
-        torch.cat(features) if len(features) == len(parts) else None,
+    if len(residuals) < len(parts) or len(features) < len(parts):
+        return Scored(losses)
+    held = sum(one.nbytes for one in (*residuals, *features))
+    if held > _MOST_BYTES:
+        _log_once(held)
+        return Scored(losses)
+    return Scored(losses, torch.cat(residuals), torch.cat(features))
+
+
+@cache
+def _log_once(held: int) -> None:
+    _log.warning(
+        "the last layer of a window's candidates would take %.1f GB, which is more than %.1f GB: "
+        "rows are chosen by their losses; pass a smaller window= to choose by gradients",
+        held / 1e9,
+        _MOST_BYTES / 1e9,
     )
 
 

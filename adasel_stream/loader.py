@@ -121,10 +121,18 @@ class SelectingLoader:
         rule = resolve_policy(policy)
         named = resolve_methods(rule.methods if methods is None else methods)
         wanted = needs(named) | rule.needs
+        if reference is not None and "reference" not in wanted:
+            raise ValueError(
+                f"reference= is given, and none of the methods {list(named)} looks at it; pass "
+                "methods= with 'reducible_loss', or leave it out"
+            )
         scorer = scorer_for(
             score, model, autocast=autocast, last_layer=last_layer_for(wanted, record is not None)
         )
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
+        watched = StopIndicator() if stop is None else stop
+        _check_type("stop", watched, StopIndicator, "StopIndicator(callback)")
+        _check_type("guards", guards, Guards | None, "Guards(cap=0.2)")
         self._candidates = Candidates(source, replay=replay)
         self._window = window_of(window, wide=rule.watch is not None)
         self.metrics = metrics_for(
@@ -144,7 +152,7 @@ class SelectingLoader:
             batch_size=batch_size,
             device=home,
             decoder=self._decoder,
-            stop=StopIndicator() if stop is None else stop,
+            stop=watched,
             guarding=None if guards is None else Guarding(guards),
             proxy=ProxyWatch(score.floor) if isinstance(score, Proxy) else None,
             metrics=self.metrics,
@@ -156,6 +164,8 @@ class SelectingLoader:
             "seed": seed,
             "window": self._window,
             "guards": None if guards is None else guards.settings,
+            "proxy": score.floor if isinstance(score, Proxy) else None,
+            "stop": watched.settings,
             "record": record is not None,
         }
         forward = score is not None and not isinstance(score, Proxy)
@@ -164,7 +174,9 @@ class SelectingLoader:
             chooser.give_up()
             self.metrics.observe_watch("", chooser.watch, chooser.gain)
         self._untold: Cost | None = cost
-        self._emissions = Emissions(weighed=rule.name != "paper" or record is not None)
+        self._emissions = Emissions(
+            weighed=not rule.noisy or record is not None or isinstance(score, Proxy)
+        )
         self._step_began_s: float | None = None
         self._pass: object = None
         self._over = False
@@ -381,3 +393,8 @@ class SelectingLoader:
             self.metrics.observe_step(time.perf_counter() - self._step_began_s)
             self._step_began_s = None
             self._selector.weigh_costs()
+
+
+def _check_type(name: str, given: object, wanted: Any, example: str) -> None:
+    if not isinstance(given, wanted):
+        raise TypeError(f"{name} must be such as {example}, got {type(given).__name__}")

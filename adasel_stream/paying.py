@@ -100,6 +100,8 @@ class Watch:
         since: candidate batches since that was decided.
         batches: candidate batches with known variances, at most the window.
         sums: faded sums of ours, even, and squared-weight sums of their products.
+        scales: smoothed even variances of last-layer gradients and of losses, by which either
+            is divided: they have different units, and both shrink as a model learns.
         level: smoothed mean loss of the candidates, its variance, and how many batches it knows.
         excess: cumulative sum of standardised losses above their mean.
         nonfinite: smoothed share of losses that are not finite.
@@ -110,6 +112,7 @@ class Watch:
     since: int = 0
     batches: int = 0
     sums: tuple[float, ...] = (0.0,) * 5
+    scales: tuple[float, ...] = (0.0,) * 2
     level: tuple[float, float, float] = (0.0, 0.0, 0.0)
     excess: float = 0.0
     nonfinite: float = 0.0
@@ -167,16 +170,18 @@ def after_batch(
     *,
     variances: tuple[float, float] | None = None,
     mean_loss: float = math.nan,
-    nonfinite: float = 0.0,
+    nonfinite: float | None = None,
+    trained: bool = False,
 ) -> Watch:
-    """Take in what a candidate batch showed, and decide.
+    """Take in what a window of candidates showed, or rows of it once trained on, and decide.
 
     Args:
         watch: what was seen before.
         rules: when to fall back.
         variances: of the gradient, drawn by scores and drawn evenly, or None if unknown.
         mean_loss: mean loss of rows that were drawn evenly or not at all; NaN if unknown.
-        nonfinite: share of losses that were not finite, in [0, 1].
+        nonfinite: share of losses that were not finite, in [0, 1]; None if unknown.
+        trained: whether it comes from rows that were trained on, whose window was heard of before.
 
     >>> watch, rules = Watch(), Rules(least=3)
     >>> for _ in range(3):
@@ -185,10 +190,12 @@ def after_batch(
     ('no_gain', -0.5)
     """
     if variances is not None and all(map(math.isfinite, variances)) and variances[1] > 0:
-        watch = _with_variances(watch, rules, *variances)
+        watch = _with_variances(watch, rules, *variances, kind=int(trained))
     watch = _with_level(watch, rules, mean_loss)
-    smoothed = max(watch.nonfinite + (nonfinite - watch.nonfinite) / 20, 0.0)
-    return _decided(replace(watch, nonfinite=smoothed, since=watch.since + 1), rules)
+    if nonfinite is not None:
+        smoothed = watch.nonfinite + (nonfinite - watch.nonfinite) / 20
+        watch = replace(watch, nonfinite=smoothed)
+    return _decided(replace(watch, since=watch.since + (not trained)), rules)
 
 
 def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch:
@@ -206,7 +213,11 @@ def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch
     return replace(watch, cost=watch.cost + (cost - watch.cost) / 50 if known else cost)
 
 
-def _with_variances(watch: Watch, rules: Rules, ours: float, even: float) -> Watch:
+def _with_variances(watch: Watch, rules: Rules, ours: float, even: float, kind: int) -> Watch:
+    scale = watch.scales[kind]
+    scale = scale + (even - scale) / 50 if scale else even
+    scales = tuple(scale if number == kind else one for number, one in enumerate(watch.scales))
+    watch, ours, even = replace(watch, scales=scales), ours / scale, even / scale
     # probes are few: what was seen before the fall back must not hold up the return
     window = rules.window if watch.selecting else min(rules.window, 2 * rules.least)
     keep = 1 - 1 / window
@@ -237,8 +248,8 @@ def _decided(watch: Watch, rules: Rules) -> Watch:
     if watch.nonfinite > rules.nonfinite:
         return _fallen(watch, "nonfinite_loss")
     if watch.excess > _ALARM:
-        forgotten = Watch(reason=watch.reason, cost=watch.cost, nonfinite=watch.nonfinite)
-        return _fallen(forgotten, "drift")
+        # the level is learnt anew; what speaks for or against selection stays, as drifts may repeat
+        return _fallen(replace(watch, level=Watch().level, excess=0.0), "drift")
     if watch.reason in ("drift", "nonfinite_loss"):
         return watch if watch.since < rules.hold else replace(watch, reason="", since=0)
     if watch.reason == "no_gain":

@@ -84,7 +84,7 @@ def auto_in_proportion(
     chosen = pi.take(rows).astype(p.dtype)
     proposal = np.where(control.take(rows), proposed.take(rows), np.nan).astype(p.dtype)
     variances = None
-    if batch.compared:
+    if batch.compared and batch.last_layer is not None:
         both = torch.from_numpy(proposed), torch.from_numpy(pi)
         variances = compared(
             batch, k, torch.from_numpy(rows), *both, torch.from_numpy(by_score), offset, generator
@@ -139,7 +139,7 @@ def _gains(norms: Floats, importances: Floats, p: Floats) -> Floats:
 
 
 def _filled(p: npt.NDArray[np.float64], total: float) -> npt.NDArray[np.float64]:
-    """Fill water as `draw.inclusions` does."""
+    """Fill water as `filling.inclusions` does."""
     amount = p.sum()
     if amount <= 0 or total <= 0:
         return np.zeros_like(p)

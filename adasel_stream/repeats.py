@@ -17,8 +17,9 @@ _FACTORS: Final = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], dtype=np.ui
 class Repeats:
     """Count how often instances were among about the last 100,000 that were chosen.
 
-    Never too few, rarely too many: of two tables of counters the lesser one counts. All are halved
-    after every 65,536 instances, so that what is long ago is forgotten.
+    Rarely too many: of two tables of counters the lesser one counts. All are halved after every
+    65,536 instances, so that what is long ago is forgotten: an instance counts as often as it was
+    among the last 65,536, and half as often for each 65,536 before.
 
     Source: count-min sketch, Cormode and Muthukrishnan 2005, with conservative ageing.
 

@@ -82,8 +82,10 @@ class Reporting:
             if lookups is not None and ids is not None and fresh.any() and not self._proxied:
                 lookups.observe(ids[fresh], seen[fresh])
             every = seen if told is None else seen[told]
+            own = fresh.all() and not self._proxied
             if not rest:
                 metrics.samples_dropped["nonfinite_loss"] += metrics.loss["seen"].add(every)
+                self._hear(None, seen if own else None)
                 return
             rows, weights, importances, method_weights, method_losses, *variances = rest
             known_rows = rows if told is None else rows[told[rows]]
@@ -92,7 +94,6 @@ class Reporting:
             metrics.observe_selection(
                 every, seen[known_rows], weights, method_weights, method_losses, agreed
             )
-            own = fresh.all() and not self._proxied
             self._hear(variances[0] if variances and own else None, seen if own else None)
 
         if chosen is None:
@@ -127,6 +128,9 @@ class Reporting:
         `report` has heard from them.
         """
         assert last.proposed is not None
+        on_host = last.proposed.device.type == losses.device.type == "cpu"
+        if on_host and np.isnan(last.proposed.numpy()).all():
+            return
         proposed = last.proposed.to(losses.device, non_blocking=True)
         weights = last.weights.to(losses.device, non_blocking=True)
         even = weights * last.inclusions.to(losses.device, non_blocking=True)
@@ -149,25 +153,33 @@ class Reporting:
             ours, uniform, total, rows, broken, slots = numbers.tolist()
             if slots:
                 mean = total / rows if rows else math.nan
-                self._told((ours, uniform) if rows else None, mean, broken / slots)
+                both = (ours, uniform) if rows else None
+                self._told(both, mean, broken / slots, trained=True)
 
         self._late.send((torch.stack([number.float() for number in sums]),), arrive)
 
     def _hear(self, variances: npt.NDArray[Any] | None, seen: npt.NDArray[Any] | None) -> None:
         """Hear from candidates that were all scored, shape (b,), or were not: None."""
         if seen is None:
-            self._told(None, math.nan, 0.0)
+            self._told(None, math.nan, None)
             return
         finite = seen[np.isfinite(seen)]
         mean = float(finite.mean()) if finite.size else math.nan
         both = None if variances is None else (float(variances[0]), float(variances[1]))
         self._told(both, mean, 1 - finite.size / seen.size)
 
-    def _told(self, variances: tuple[float, float] | None, mean: float, nonfinite: float) -> None:
+    def _told(
+        self,
+        variances: tuple[float, float] | None,
+        mean: float,
+        nonfinite: float | None,
+        *,
+        trained: bool = False,
+    ) -> None:
         chooser, metrics = self._chooser, self._metrics
         if chooser.rules is not None:
             before = chooser.watch.reason
-            chooser.hear(variances, mean, nonfinite)
+            chooser.hear(variances, mean, nonfinite, trained=trained)
             metrics.observe_watch(before, chooser.watch, chooser.gain)
         if not math.isnan(mean):
             self._stop.observe(mean, None if chooser.rules is None else chooser.gain)

@@ -364,11 +364,13 @@ class Selector:
             "inclusions": chosen.inclusions,
             "importances": chosen.importances,
         }
-        if self._proxy is not None:
-            remembered["proxied"] = judged.scored.losses.index_select(0, chosen.indices)
-        if chosen.proposed is not None and (judged.ids is not None or self._proxy is not None):
-            # fresh losses of all candidates have told already
-            told = bool(judged.fresh.all()) and self._proxy is None
+        fresh = bool(judged.fresh.all())
+        if self._proxy is not None:  # who was not asked has said nothing
+            said = judged.scored.losses.index_select(0, chosen.indices)
+            remembered["proxied"] = said if fresh else torch.full_like(said, torch.nan)
+        if chosen.proposed is not None:
+            # the last layer of all candidates has told already
+            told = fresh and self._proxy is None and judged.scored.last_layer is not None
             unknown = torch.full_like(chosen.proposed, torch.nan)
             remembered["proposed"] = unknown if told else chosen.proposed
         # on a CPU no more rows were asked for than may be chosen

@@ -156,6 +156,16 @@ class StopIndicator:
         self._seen = _Seen(-(-horizon // _BLOCKS))
 
     @property
+    def settings(self) -> dict[str, float]:
+        """The numbers; a snapshot is only loaded under those it was taken with."""
+        return {
+            "horizon": self._horizon,
+            "least_improvement": self._least_improvement,
+            "least_gain": self._least_gain,
+            "confidence": self._confidence,
+        }
+
+    @property
     def value(self) -> float:
         """How little is left to learn, in [0, 1]: 1 for little; 0 until `horizon` is known."""
         return self._seen.value

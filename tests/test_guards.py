@@ -201,7 +201,7 @@ def test_slices_that_are_no_masks_are_refused(members: Any, message: str) -> Non
     [
         ({"cap": 0}, ValueError, r"cap must be in \(0, 1\], got 0"),
         ({"tail": 1}, ValueError, r"tail must be in \[0, 1\), got 1"),
-        ({"repeats": 3}, ValueError, "repeats must be at least 4 or None, got 3"),
+        ({"repeats": 3, "cap": 0.5}, ValueError, "repeats must be at least 4 or None, got 3"),
         ({"slices": {"a": (3, 0.5)}}, TypeError, r"slices\['a'\] must be a function"),
         ({"slices": {"a": (len, 2)}}, ValueError, r"rate of slice 'a' must be in \[0, 1\], got 2"),
         ({"slices": {str(i): (len, 0.1) for i in range(17)}}, ValueError, "at most 16 slices"),
@@ -218,7 +218,7 @@ def test_guards_out_of_range_are_refused(
 def test_repeats_need_to_know_instances() -> None:
     """Without a record nobody can tell that a row comes again."""
     with pytest.raises(ValueError, match=r"guards\.repeats needs record= and ids="):
-        SelectingLoader(Stream(), score=loss, sampling_rate=0.5, guards=Guards(repeats=9))
+        SelectingLoader(Stream(), score=loss, sampling_rate=0.5, guards=Guards(cap=0.5, repeats=9))
 
 
 def test_the_control_arm_tells_the_streams_loss_under_a_cap() -> None:

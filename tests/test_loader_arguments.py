@@ -35,6 +35,13 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         ({"record": LossRecord(capacity=16)}, ValueError, "record= needs ids=: the key of a batch"),
         ({"record": {}, "ids": "id"}, TypeError, "record must be a LossRecord, got dict"),
         ({"policy": "best"}, ValueError, "unknown policy 'best'; known are aligned, auto, paper"),
+        (
+            {"stop": print},
+            TypeError,
+            r"stop must be such as StopIndicator\(callback\), got builtin",
+        ),
+        ({"guards": {"cap": 1}}, TypeError, r"guards must be such as Guards\(cap=0.2\), got dict"),
+        ({"reference": loss}, ValueError, "reference= is given, and none of the methods"),
         ({"policy": 3}, TypeError, "policy must be a name or a Policy, got int"),
         ({"methods": ["worst"]}, ValueError, "unknown method 'worst'; known are uniform, "),
         ({"methods": []}, ValueError, "methods must name at least one method, got none"),

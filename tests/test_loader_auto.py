@@ -19,6 +19,7 @@ from adasel_stream import (
     StopIndicator,
     auto,
 )
+from adasel_stream.methods import METHODS
 from tests.candidates import generator
 from tests.streams import Rows, Stream, loss
 
@@ -259,3 +260,57 @@ def test_a_stream_with_nothing_left_to_learn_is_told_once() -> None:
     state = loader.state_dict()
     make().load_state_dict(state)
     assert not stop.armed
+
+
+@pytest.mark.parametrize("name", ["gradient_norm", "reducible_loss"])
+def test_methods_that_need_more_than_losses_survive_unscored_windows(name: str) -> None:
+    """After a fall back nothing is known of most windows; no method is asked about those."""
+    world = World()
+
+    def pushed(batch: LossBatch) -> Tensor:
+        return 1 / (batch.losses + 0.1)
+
+    loader = world.loader(
+        methods={name: METHODS[name], "pushed": pushed},
+        policy=auto(floor=0.45),
+        reference=loader_reference(name),
+    )
+    assert len(train(loader, 600)) == 600
+    forced = world.loader(methods=[name], sampling_rate=0.8, reference=loader_reference(name))
+    with pytest.warns(RuntimeWarning, match="selection cannot pay"):
+        assert len(train(forced, 20)) == 20
+
+
+def loader_reference(name: str) -> Any:
+    """Give reference losses for the method that looks at them."""
+    return (lambda batch: batch["size"]) if name == "reducible_loss" else None
+
+
+def test_a_model_whose_losses_are_all_broken_is_noticed() -> None:
+    """Nothing can be chosen then; the reason shows all the same."""
+    batches = [{"x": torch.full((B,), torch.nan)}] * 40
+    loader = SelectingLoader(batches, score=lambda batch: batch["x"], sampling_rate=0.25)
+    assert list(loader) == []
+    assert loader.metrics.snapshot()["fallback_ratio"]["nonfinite_loss"] == 1
+
+
+def test_losses_alone_are_judged_by_the_control_arm() -> None:
+    """Scores that are noise gain nothing over uniform, and are found out."""
+    random = generator(5)
+
+    def source() -> Iterator[Rows]:
+        while True:
+            noise, true = torch.rand(B, generator=random), torch.rand(B, generator=random)
+            yield {"noise": noise**4, "true": true}
+
+    loader = SelectingLoader(
+        source(),
+        score=lambda batch: batch["noise"],
+        sampling_rate=0.25,
+        policy=auto(control=0.3),
+        methods=["big_loss"],
+    )
+    for batch in islice(loader, 1200):
+        loader.mean(batch["true"])
+    assert loader.gain.high < 0
+    assert reasons(loader) == {"no_gain": 1}

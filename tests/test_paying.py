@@ -81,8 +81,8 @@ def test_losses_that_turn_nonfinite_end_selection_until_they_are_over() -> None:
     assert watch.reason == "nonfinite_loss"
     assert watch.scores(RULES)
     batches = 0
-    while not watch.selecting:
-        watch = after_batch(watch, RULES, variances=(0.5, 1.0), mean_loss=1.0)
+    while not watch.selecting and batches < 1000:
+        watch = after_batch(watch, RULES, variances=(0.5, 1.0), mean_loss=1.0, nonfinite=0.0)
         batches += 1
     assert RULES.hold <= batches <= RULES.hold + 60
 
