@@ -101,7 +101,12 @@ def test_every_loss_comes_from_serving_and_none_from_a_scoring_pass(
     out = served[1]
     last = read_run_log(out / f"{SERVING}.jsonl").records[-1]
     rows = prepared.rows
-    assert last["score_rows_total"] == {"forward": 0, "record": rows, "unknown": 0}
+    assert last["score_rows_total"] == {
+        "forward": 0,
+        "proxy": 0,
+        "record": rows,
+        "unknown": 0,
+    }
     assert last["record_lookups_total"]["hit"] == rows
     told = json.loads((out / "summary.json").read_text())["served"]
     assert (told["rows"], told["unknown"]) == (rows, 0)

@@ -47,7 +47,7 @@ def test_a_serving_process_decides_what_is_trained_on(tmp_path: Path) -> None:
     loader = served_loader(tmp_path)
     for batch in loader:
         assert (batch["id"] % 7).min() >= 5
-    assert loader.metrics.score_rows == {"forward": 0, "record": 64, "unknown": 0}
+    assert loader.metrics.score_rows == {"forward": 0, "proxy": 0, "record": 64, "unknown": 0}
     assert not list(tmp_path.glob("*.seg"))
 
 
@@ -62,7 +62,7 @@ def test_losses_that_come_while_training_are_used_from_then_on(tmp_path: Path) -
             ids = np.arange((index + 1) * 16, (index + 2) * 16)
             writer.write(ids, np.ones(16, np.float32))
             writer.publish()
-    assert loader.metrics.score_rows == {"forward": 0, "record": 48, "unknown": 16}
+    assert loader.metrics.score_rows == {"forward": 0, "proxy": 0, "record": 48, "unknown": 16}
 
 
 def test_a_path_is_enough(tmp_path: Path) -> None:
