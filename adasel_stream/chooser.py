@@ -140,10 +140,12 @@ class Chooser:
         noise = (
             torch.empty_like(losses).normal_(generator=generator) if self._policy.noisy else None
         )
-        batch = LossBatch.of(losses, noise=noise, gradient_norms=norms, all_finite=usable == rows)
-        batch = replace(
-            batch,
-            last_layer=last if last is None or batch.finite is None else last.masked(batch.finite),
+        batch = LossBatch.of(
+            losses,
+            gradient_norms=norms,
+            last_layer=last,
+            all_finite=usable == rows,
+            noise=noise,
             reference=reference,
             previous=previous,
             window=self._window,

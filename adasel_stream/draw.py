@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adasel_stream.filling import inclusions, resized
 from adasel_stream.guards import bounded, bounded_scores
-from adasel_stream.last_layer import LastLayer, mean_gradient
+from adasel_stream.last_layer import mean_gradient
 from adasel_stream.ranking import ascending, top_k
 from adasel_stream.types import LossBatch
 
@@ -162,11 +162,13 @@ def compared(
     assert batch.last_layer is not None, "who asks has looked"
     other = proposed if batch.even else torch.where(proposed > 0, even, 0.0).to(pi.dtype)
     others = systematic(other, k, layout if batch.even else _at_random(pi, generator), offset)
-    errors = [
-        _squared_error(batch.last_layer, drawn, chances, count)
-        for drawn, chances in ((rows, pi), (others, other))
-    ]
-    return torch.stack(errors[::-1] if batch.even else errors)
+    chances = torch.stack([other, pi] if batch.even else [pi, other])
+    drawn = torch.stack([others, rows] if batch.even else [rows, others])
+    own = chances.gather(1, drawn)
+    weights = torch.where(own > 0, 1 / torch.where(own > 0, own, 1.0), 0.0)
+    # what all rows weigh, less what those that were drawn do
+    excess = (chances > 0).to(pi.dtype).scatter_add(1, drawn, -weights) / count
+    return mean_gradient(batch.last_layer, excess).square().sum((-2, -1))
 
 
 def by_pull(batch: LossBatch) -> Tensor:
@@ -225,17 +227,6 @@ def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tenso
 
 def _at_random(p: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randperm(p.shape[0], generator=generator, device=p.device)
-
-
-def _squared_error(last: LastLayer, rows: Tensor, pi: Tensor, count: Tensor | float) -> Tensor:
-    """Say how far the last layer's gradient of drawn rows is from that of all, squared, ().
-
-    Weights that the rows would have had minus those that all have, in one sum over the candidates.
-    """
-    chances = pi.index_select(0, rows)
-    weights = torch.where(chances > 0, 1 / torch.where(chances > 0, chances, 1.0), 0.0)
-    share = (pi > 0).to(pi.dtype).scatter_add(0, rows, -weights) / count
-    return mean_gradient(last, share.to(last.residuals.dtype)).square().sum()
 
 
 def _with_control(

@@ -60,11 +60,11 @@ def gradient_norms(last: LastLayer) -> Tensor:
 
 
 def mean_gradient(last: LastLayer, weights: Tensor | None = None) -> Tensor:
-    """Give G = Σ w e [h, 1]ᵀ, shape (c, h+1), float32; the bias is the last column.
+    """Give G = Σ w e [h, 1]ᵀ, shape (..., c, h+1), float32; the bias is the last column.
 
     Args:
         last: quantities of b rows.
-        weights: w of each row, shape (b,); None for 1/b.
+        weights: w of each row, shape (..., b), a gradient for each set of weights; None for 1/b.
 
     >>> mean_gradient(LastLayer(torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [0.0]])))
     tensor([[1., 2.]])
@@ -73,11 +73,13 @@ def mean_gradient(last: LastLayer, weights: Tensor | None = None) -> Tensor:
     rows = residuals.shape[0]
     if weights is None:
         weights = residuals.new_full((rows,), 1 / max(1, rows))
-    weighted = residuals * weights.reshape(-1, *[1] * (residuals.ndim - 1)).to(residuals.dtype)
-    weighted = weighted.flatten(0, -2)
+    weights = weights.to(residuals.dtype)
+    if residuals.ndim > 2:  # tokens weigh as their row does
+        weights = weights.repeat_interleave(residuals[0, ..., 0].numel(), -1)
+    weighted = weights[..., None, :] * residuals.flatten(0, -2).T
     # the bias by itself: [h, 1] would copy all features
-    of_weight = weighted.T @ last.features.float().flatten(0, -2)
-    return torch.cat([of_weight, weighted.sum(0)[:, None]], dim=1)
+    of_weight = weighted @ last.features.float().flatten(0, -2)
+    return torch.cat([of_weight, weighted.sum(-1, keepdim=True)], -1)
 
 
 def mean_gradients(last: LastLayer, rows: Tensor) -> Tensor:

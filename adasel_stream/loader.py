@@ -60,7 +60,7 @@ class SelectingLoader:
             None for those of the policy.
         batch_size: rows of every emitted batch; by default those of the first candidate batch.
         window: candidate batches that are chosen from together, as one; by default as many as
-            make one emitted batch where the policy is "auto", and 1 elsewhere.
+            make one emitted batch, and 1 where the policy is "paper".
         record: known losses by instance; known and fresh ones are not scored again.
         ids: where a batch holds its instances' ids: a key, a path such as ("meta", "id"), or a
             function of the batch. Needed with `record`, unused without.
@@ -134,7 +134,7 @@ class SelectingLoader:
         _check_type("stop", watched, StopIndicator, "StopIndicator(callback)")
         _check_type("guards", guards, Guards | None, "Guards(cap=0.2)")
         self._candidates = Candidates(source, replay=replay)
-        self._window = window_of(window, wide=rule.watch is not None)
+        self._window = window_of(window, wide=not rule.whole_batches)
         self.metrics = metrics_for(
             metrics, list(named), () if guards is None else guards.names, sampling_rate, rule.name
         )

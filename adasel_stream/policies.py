@@ -156,7 +156,7 @@ def auto(
         choose=partial(draw.unbiased, exploration=exploration, order=draw.by_pull),
         learn=variance,
         foresee=partial(foreseen_variance, exploration=exploration, floor=floor),
-        methods=("uniform", "big_loss", "gradient_size", "learnability"),
+        methods=("uniform", "gradient_size", "learnability"),
         needs=frozenset({"last_layer_if_any"}),
         floor=floor,
         watch=Rules(control=control, judged_by=judged_by),

@@ -126,27 +126,34 @@ class LossBatch:
         cls,
         losses: Tensor,
         *,
-        noise: Tensor | None = None,
         gradient_norms: Tensor | None = None,
+        last_layer: LastLayer | None = None,
         all_finite: bool = False,
+        **company: Any,
     ) -> "LossBatch":
-        """Mask rows whose loss is NaN or infinite and clip huge losses to ±1e30.
+        """Mask rows whose loss or norm is NaN or infinite and clip huge losses to ±1e30.
 
-        `all_finite` says that the caller has checked already; it saves the mask.
+        `all_finite` says that the caller has checked already; it saves the mask. Other fields are
+        taken as they are.
 
         >>> batch = LossBatch.of(torch.tensor([1.0, float("nan"), 3.0]))
         >>> batch.losses, batch.finite
         (tensor([1., 2., 3.]), tensor([ True, False,  True]))
         """
-        if all_finite:
-            return cls(losses.clamp(-LARGEST_LOSS, LARGEST_LOSS), noise, gradient_norms)
-        finite = torch.isfinite(losses)
-        if gradient_norms is not None:
-            finite = finite & torch.isfinite(gradient_norms)
-            gradient_norms = torch.where(finite, gradient_norms, 0.0)
-        kept = torch.where(finite, losses, 0.0).clamp(-LARGEST_LOSS, LARGEST_LOSS)
-        mean = kept.sum() / finite.sum().clamp(min=1)
-        return cls(torch.where(finite, kept, mean), noise, gradient_norms, finite)
+        finite, kept = None, losses.clamp(-LARGEST_LOSS, LARGEST_LOSS)
+        if not all_finite:
+            finite = torch.isfinite(losses)
+            if gradient_norms is not None:
+                finite = finite & torch.isfinite(gradient_norms)
+                gradient_norms = torch.where(finite, gradient_norms, 0.0)
+            if last_layer is not None:
+                last_layer = last_layer.masked(finite)
+            kept = torch.where(finite, kept, 0.0)
+            mean = kept.sum() / finite.sum().clamp(min=1)
+            kept = torch.where(finite, kept, mean)
+        return cls(
+            kept, gradient_norms=gradient_norms, finite=finite, last_layer=last_layer, **company
+        )
 
     @cached_property
     def count(self) -> int | Tensor:

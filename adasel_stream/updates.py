@@ -44,6 +44,10 @@ RATE = 0.1
 FORGETTING = 0.005
 """Share of log w that `variance` loses at each step; drift is followed within some 200 updates."""
 
+EVERY = 4
+"""`foreseen_variance` looks at one candidate batch in so many, and moves the weights as far as for
+all of them: with the norms of all rows one batch tells as much as many draws do."""
+
 LARGEST_GAIN = 5.0
 """Bound of a method's gain in `variance`, so that one outlier cannot decide."""
 
@@ -180,12 +184,13 @@ def foreseen_variance(
     """
     del preferences, k
     norms = batch.gradient_norms
-    if norms is None:
+    if norms is None or state.step % EVERY:
         return state
     mixture = mixed(state.log_weights, floor) @ importances
     p = (1 - exploration) * mixture + exploration / norms.shape[0]
     usable = torch.ones_like(norms, dtype=torch.bool) if batch.finite is None else batch.finite
-    return variance(state, Feedback(norms, importances.T, p, torch.ones_like(p), usable))
+    feedback = Feedback(norms, importances.T, p, torch.ones_like(p), usable)
+    return variance(state, feedback, rate=EVERY * RATE, forgetting=EVERY * FORGETTING)
 
 
 def alignment(

@@ -20,8 +20,8 @@ def window_of(window: int | None, *, wide: bool) -> int | None:
     """Check what a user asked for, and say how many batches make a window, None for by their rows.
 
     Args:
-        window: at least 1, or None for what is best for the policy.
-        wide: whether the policy gains by a window of many candidates.
+        window: at least 1, or None for what the policy does of itself.
+        wide: whether the policy chooses from many batches as one, where nothing else is asked for.
 
     Raises:
         ValueError: a window of less than 1.

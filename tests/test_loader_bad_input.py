@@ -82,13 +82,12 @@ def test_a_batch_without_a_finite_loss_changes_nothing(policy: str) -> None:
     """Neither the method weights nor the draws of the batches after it."""
     good = [[float(i * j % 7) for i in range(8)] for j in range(1, 5)]
     whole = check(stream(*good), policy)
-    plain = SelectingLoader(stream(*good), score=loss, sampling_rate=0.5, policy="unbiased")
+    options: dict[str, Any] = {"sampling_rate": 0.5, "policy": "unbiased", "window": 1}
+    plain = SelectingLoader(stream(*good), score=loss, **options)
     seen = [b["id"].tolist() for b in plain]
     bad = check(stream(good[0], [NAN] * 8, *good[1:]), policy)
     assert bad.metrics.method_weight_ratio == whole.metrics.method_weight_ratio
-    again = SelectingLoader(
-        stream(good[0], [INF] * 8, *good[1:]), score=loss, sampling_rate=0.5, policy="unbiased"
-    )
+    again = SelectingLoader(stream(good[0], [INF] * 8, *good[1:]), score=loss, **options)
     got = [[i if i < 8 else i - 8 for i in b["id"].tolist()] for b in again]
     assert got == seen
 

@@ -30,14 +30,15 @@ def sizes_seen(options: dict[str, Any], sizes: tuple[int, ...]) -> list[int]:
         ({"sampling_rate": 0.25, "window": 1}, (8,) * 4, [8] * 4),
         ({"sampling_rate": 0.25, "window": 3}, (8,) * 8, [24, 24, 16]),
         ({"sampling_rate": 0.3}, (10,) * 8, [40, 40]),
-        ({"sampling_rate": 0.5, "policy": "unbiased"}, (8,) * 3, [8] * 3),
+        ({"sampling_rate": 0.5, "policy": "unbiased"}, (8,) * 3, [16, 8]),
+        ({"sampling_rate": 0.5, "policy": "paper"}, (8,) * 3, [8] * 3),
         ({"sampling_rate": 0.5, "batch_size": 8}, (64, 64), [64, 64]),
     ],
 )
 def test_a_window_is_what_makes_one_emitted_batch(
     options: dict[str, Any], sizes: tuple[int, ...], expected: list[int]
 ) -> None:
-    """By rows, not by batches; the last one is what is left; others choose by the batch."""
+    """By rows, not by batches; the last one is what is left; `paper` chooses by the batch."""
     assert sizes_seen(options, sizes) == expected
 
 

@@ -26,7 +26,7 @@ NEEDS_IDS_AGAIN = ("auto + record", "loss_history", "infobatch rule")
 """Contestants that live on meeting an instance again, which a stream read once does not offer."""
 
 UNFIT = {("wikitext", "reducible_loss")}
-"""A reference model on a thousand sequences says nothing."""
+"""There are too few sequences to keep some aside for a reference model."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Grid:
         tasks: names of tasks.
         contestants: names of contestants.
         rates: sampling rates.
-        seeds: how many.
+        seeds: how many, or None for as many as a task asks for.
         timed: contestants that also run with the time that full training takes.
         timed_rates: rates at which they do.
     """
@@ -45,7 +45,7 @@ class Grid:
     tasks: Sequence[str]
     contestants: Sequence[str]
     rates: Sequence[float]
-    seeds: int
+    seeds: int | None
     timed: Sequence[str] = ()
     timed_rates: Sequence[float] = ()
 
@@ -56,18 +56,23 @@ def cells_of(grid: Grid) -> list[Cell]:
     Those that need the time of others come last. Streams are read once, so that more time than
     their updates take is of no use there.
     """
+    seeds = {task: grid.seeds or TASKS[task].seeds for task in grid.tasks}
+    pairs = [
+        (seed, task)
+        for seed in range(max(seeds.values(), default=0))
+        for task in grid.tasks
+        if seed < seeds[task]
+    ]
     cells = [
         Cell(task, name, _rate_of(name, rate), seed, "updates")
-        for seed in range(grid.seeds)
-        for task in grid.tasks
+        for seed, task in pairs
         for rate in grid.rates
         for name in grid.contestants
         if _fits(task, name)
     ]
     timed = [
         Cell(task, name, rate, seed, "time")
-        for seed in range(grid.seeds)
-        for task in grid.tasks
+        for seed, task in pairs
         for rate in grid.timed_rates
         for name in grid.timed
         if _fits(task, name) and TASKS[task].kind == "epochs"
@@ -80,7 +85,9 @@ def run(grid: Grid, results: Results, data: Path | None, jobs: int) -> None:
 
     Raises:
         DataError: a data set is missing or damaged; cells that were done are saved.
+        ResultsError: what is there was run by other code.
     """
+    results.check(_revision())
     missing = [cell for cell in cells_of(grid) if cell not in results.rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
@@ -182,6 +189,15 @@ def _rate_of(contestant: str, rate: float) -> float:
 
 def _revision() -> str:
     here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    command = [
+        "git",
+        "-C",
+        str(here),
+        "describe",
+        "--always",
+        "--abbrev=7",
+        "--exclude=*",
+        "--dirty",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"

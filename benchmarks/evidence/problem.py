@@ -25,8 +25,8 @@ class Problem:
     Attributes:
         train: training rows, in the order of the stream where the task is one.
         test: rows that nobody trains on; empty for streams, which are tested on what comes next.
-        reference: rows for a reference model: kept aside where rows are drawn, a part of `train`
-            over images and text, of which there are too few, and empty for streams.
+        reference: rows for a reference model, kept aside; empty where there is none to spare, as
+            in streams.
         network: makes the network, from torch's global generator.
         losses: per-row losses of the network, shape (n,).
         quality: measures of the network on rows, the first one being what counts.
@@ -53,6 +53,7 @@ class Task:
         batch_size: rows of an update.
         updates: updates of full training over epochs; a stream has as many as it has batches.
         learning_rate: of SGD with momentum 0.9 at its height.
+        seeds: how many pairs are run where nothing else is asked for.
         published: the paper's row of Table 5 for the same task, by contestant.
         note: how the task differs from the paper's, in a sentence.
     """
@@ -65,6 +66,7 @@ class Task:
     batch_size: int
     updates: int
     learning_rate: float
+    seeds: int = 5
     published: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 

@@ -49,8 +49,7 @@ CAVEATS = (
     "than the others for the same number of updates, and prunes only what it has trained on "
     "before: where the updates are less than an epoch it is full training at equal updates.",
     "`reducible_loss` is RHO. Its reference model, for which nothing is charged, was trained on"
-    " rows kept aside; over images and text on 5,000 and 1,000 rows that are trained on as "
-    "well; on a stream on its first tenth.",
+    " rows that were kept aside, on a stream on its first tenth.",
 )
 
 STREAMERS = ("auto", "auto + serving", "unbiased", "unbiased + serving", "paper", "big_loss")

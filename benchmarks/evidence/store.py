@@ -68,6 +68,19 @@ class Results:
             for row in _read(path):
                 self.rows[Cell(*(row[name] for name in Cell._fields))] = row
 
+    def check(self, revision: str) -> None:
+        """Refuse to go on with results of other code, with which no comparison would be fair.
+
+        Raises:
+            ResultsError: some rows are of another revision.
+        """
+        others = {row["revision"] for row in self.rows.values()} - {revision}
+        if others:
+            raise ResultsError(
+                f"{self._path} has results of revision {', '.join(sorted(others))}, and the code "
+                f"is now at {revision}; go on at that revision, or name a new file by --results"
+            )
+
     def add(self, cell: Cell, row: Mapping[str, Any]) -> None:
         """Hold a row, and save all unless that was done just now."""
         self.rows[cell] = {**cell._asdict(), **row}

@@ -53,4 +53,5 @@ FLIGHTS = Task(
     batch_size=64,
     updates=0,
     learning_rate=0.01,
+    seeds=10,
 )

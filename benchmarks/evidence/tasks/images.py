@@ -90,7 +90,7 @@ def problem_of(
     wrong: float = 0.0,
     rare: float = 1.0,
 ) -> Problem:
-    """Spoil labels as asked; a part of the rows is for a reference model as well."""
+    """Spoil labels as asked, and keep a part of the rows aside for a reference model."""
     random = generator(seed)
     x, y = images
     order = torch.randperm(len(y), generator=random)
@@ -98,7 +98,7 @@ def problem_of(
         order = order[with_rare(y[order], rare)]
         order = order[torch.randperm(len(order), generator=random)]
     y = mislabelled(y, wrong, random)
-    aside, kept = order[: min(KEPT_ASIDE, len(order) // 10)], order
+    aside, kept = order.tensor_split([min(KEPT_ASIDE, len(order) // 10)])
     return Problem(
         train={"x": x[kept], "y": y[kept]},
         test={"x": tests[0], "y": tests[1]},
