@@ -28,13 +28,14 @@ class Cost(NamedTuple):
     line: str
 
 
-def cost_of(sampling_rate: float, *, forward: bool, record: bool) -> Cost:
+def cost_of(sampling_rate: float, *, forward: bool, record: bool, proxy: bool = False) -> Cost:
     """Weigh a scoring forward on every candidate against training on a share of them.
 
     Args:
         sampling_rate: in (0, 1].
         forward: whether candidates are scored by a forward pass.
         record: whether recorded losses may spare that pass.
+        proxy: whether something cheaper scores, of unknown cost.
 
     >>> round(cost_of(0.2, forward=True, record=False).saved, 2)
     0.47
@@ -46,6 +47,7 @@ def cost_of(sampling_rate: float, *, forward: bool, record: bool) -> Cost:
     line = (
         f"adasel_stream: training on {_percent(sampling_rate)} of the stream"
         + (f", scoring all of it at {_percent(score)} of the cost of training," if forward else "")
+        + (", scoring all of it by a proxy that is not counted here," if proxy else "")
         + f" can save {_percent(max(saved, 0))} of full training's compute"
         + (f", up to {_percent(at_best)} where losses are known" if forward and record else "")
         + f" (a backward pass taken as {BACKWARD_FORWARDS:g} forward passes)"

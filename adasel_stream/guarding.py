@@ -22,6 +22,21 @@ _FEWEST_REPEATS: Final = 4
 """Below this the sketch takes one instance in a hundred for one that it is not."""
 
 
+_SLICES: Final = (
+    "a mapping from names to pairs of a function of a batch and a rate, such as "
+    "{'new_users': (lambda b: b['age_days'] < 7, 0.5)}"
+)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Guards:
     """What selection is held to, whatever its methods prefer.
@@ -44,7 +59,7 @@ class Guards:
 
     Raises:
         ValueError: an argument out of its range.
-        TypeError: a slice without a function.
+        TypeError: a share that is no number, or slices that are no functions with a rate each.
 
     >>> guards = Guards(cap=0.2, slices={"new_users": (lambda b: b["age_days"] < 7, 0.5)})
     >>> guards.names
@@ -60,6 +75,14 @@ class Guards:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
+        for name, number in (("cap", self.cap), ("tail", self.tail)):
+            _check_number(name, number)
+        if self.repeats is not None and not _whole(self.repeats):
+            raise TypeError(
+                f"repeats must be a whole number or None, got {type(self.repeats).__name__}"
+            )
+        if not isinstance(self.slices, Mapping):
+            raise TypeError(f"slices must be {_SLICES}, got {type(self.slices).__name__}")
         if not 0 < self.cap <= 1:
             raise ValueError(f"cap must be in (0, 1], got {self.cap}")
         if not 0 <= self.tail < 1:
@@ -72,12 +95,11 @@ class Guards:
             raise ValueError("repeats has no effect without a cap below 1; pass cap=, such as 0.2")
         if len(self.slices) > _MOST_SLICES:
             raise ValueError(f"at most {_MOST_SLICES} slices can be named, got {len(self.slices)}")
-        for name, (members, rate) in self.slices.items():
-            if not callable(members):
-                raise TypeError(
-                    f"slices[{name!r}] must be a function of a batch and a rate, got "
-                    f"{type(members).__name__}"
-                )
+        for name, slice_ in self.slices.items():
+            if not (isinstance(slice_, tuple) and len(slice_) == 2 and callable(slice_[0])):
+                raise TypeError(f"slices must be {_SLICES}, got {slice_!r} for {name!r}")
+            _, rate = slice_
+            _check_number(f"the rate of slice {name!r}", rate)
             if not 0 <= rate <= 1:
                 raise ValueError(f"the rate of slice {name!r} must be in [0, 1], got {rate}")
 
@@ -141,7 +163,11 @@ class Guarding:
 
     def _of_slice(self, name: str, batch: Batch, rows: int, device: torch.device) -> Tensor:
         function, _ = self.guards.slices[name]
-        found: Any = function(batch)
+        try:
+            found: Any = function(batch)
+        except Exception as error:
+            error.add_note(f"It came from the function of slice {name!r}, given a batch.")
+            raise
         members = torch.as_tensor(found)
         if members.shape != (rows,) or members.dtype != torch.bool:
             raise BatchError(

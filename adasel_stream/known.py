@@ -280,7 +280,8 @@ class KnownLosses:
         with torch.no_grad():
             losses = self._reference(batch)
         if not isinstance(losses, Tensor) or losses.shape != (rows,):
-            came = getattr(losses, "shape", type(losses).__name__)
+            shape = getattr(losses, "shape", None)
+            came = type(losses).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
             raise ScoreError(
                 f"reference returned {came}, expected a tensor of shape ({rows},): one loss per row"
             )

@@ -168,8 +168,9 @@ class SelectingLoader:
             "stop": watched.settings,
             "record": record is not None,
         }
-        forward = score is not None and not isinstance(score, Proxy)
-        cost = cost_of(sampling_rate, forward=forward, record=record is not None)
+        proxy = isinstance(score, Proxy)
+        forward = score is not None and not proxy
+        cost = cost_of(sampling_rate, forward=forward, record=record is not None, proxy=proxy)
         if not cost.pays and chooser.rules is not None:
             chooser.give_up()
             self.metrics.observe_watch("", chooser.watch, chooser.gain)

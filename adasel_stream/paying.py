@@ -1,9 +1,10 @@
 """Is selection paying? What a run has seen of it, and whether it goes on or falls back.
 
 A draw by scores pays where the gradient that it estimates varies less than an even draw's of as
-many rows. Of every candidate batch both are known: the squared distance of the drawn rows' weighted
-last-layer gradient from that of all candidates, and the same for an even draw of as many rows that
-is made for comparison. With their means over the last batches
+many rows. Of a window, the candidates that are chosen from together, both can be known: the
+squared distance of the drawn rows' weighted last-layer gradient from that of all candidates, and
+the same for an even draw of as many rows that is made for comparison. With their means over the
+last windows
 
     gain = 1 - squared error by scores / squared error of an even draw
 
@@ -13,7 +14,8 @@ losses are recorded and none is fresh, rows of the control arm tell them once th
 they were drawn evenly, whatever π the scores had proposed for them.
 
 `Watch` is what was seen, a frozen value; the functions take one and give the next. A run falls back
-to an even draw for one of `REASONS` and comes back by itself. Nothing here touches a device.
+to an even draw for one of `REASONS` and comes back by itself, except where the arithmetic of a
+configuration says from the start that it cannot pay. Nothing here touches a device.
 
 Sources: Horvitz and Thompson 1952 for the variances; the delta method for the interval of their
 ratio; Page 1954 for the cumulative sum that finds drift; Katharopoulos and Fleuret 2018, section
@@ -34,7 +36,7 @@ Reason = Literal["", "no_gain", "nonfinite_loss", "drift", "cost"]
 _SLACK: Final = 0.5
 _ALARM: Final = 25.0
 """The loss has drifted once it was above its mean by this many standard deviations in sum, less
-half of one a batch: five batches of five, or fifty of one."""
+half of one a window: five windows of five, or fifty of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,12 @@ class Rules:
         control: share of the candidates that are the control arm, drawn evenly, in (0, 1).
         judged_by: what selection must not lose to uniform at: "updates", as many trained rows, or
             "time", as many rows as uniform trains on in the time that selection takes.
-        window: candidate batches that count, about: those that were compared, and their losses.
-        least: such batches that must have been seen before anything is decided.
-        hold: candidate batches that a fall back for drift or losses that are not finite lasts.
-        compare_every: one candidate batch in so many is compared with an even draw.
-        probe_every: while there is no gain, one candidate batch in so many is scored, the others
-            are drawn from unscored.
+        window: windows of candidates that count, about: those that were compared, and their losses.
+        least: such windows that must have been seen before anything is decided.
+        hold: windows that a fall back for drift or losses that are not finite lasts.
+        compare_every: one window in so many is compared with an even draw.
+        probe_every: while there is no gain, one window in so many is scored, the others are drawn
+            from unscored.
         nonfinite: share of losses that are not finite which is too many, in (0, 1).
 
     Raises:
@@ -97,12 +99,12 @@ class Watch:
 
     Attributes:
         reason: why the run has fallen back to an even draw; empty while it selects.
-        since: candidate batches since that was decided.
-        batches: candidate batches with known variances, at most the window.
+        since: windows since that was decided.
+        batches: windows with known variances, at most those that count.
         sums: faded sums of ours, even, and squared-weight sums of their products.
         scales: smoothed even variances of last-layer gradients and of losses, by which either
             is divided: they have different units, and both shrink as a model learns.
-        level: smoothed mean loss of the candidates, its variance, and how many batches it knows.
+        level: smoothed mean loss of the candidates, its variance, and how many windows it knows.
         excess: cumulative sum of standardised losses above their mean.
         nonfinite: smoothed share of losses that are not finite.
         cost: seconds that selection takes for a row it emits, over those that training takes.
@@ -124,7 +126,7 @@ class Watch:
         return not self.reason
 
     def scores(self, rules: Rules) -> bool:
-        """Whether the next candidate batch shall be scored: always, or now and then as a probe."""
+        """Whether the next window shall be scored: always, or now and then as a probe."""
         if self.reason not in ("no_gain", "cost"):
             return True
         return self.reason == "no_gain" and self.since % rules.probe_every == 0

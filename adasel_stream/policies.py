@@ -199,7 +199,12 @@ def resolve_policy(policy: str | Policy) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if not isinstance(policy, str):
-        raise TypeError(f"policy must be a name or a Policy, got {type(policy).__name__}")
+        came = type(policy).__name__
+        if callable(policy):
+            came += (
+                f", a function that has to be called, as in {getattr(policy, '__name__', came)}()"
+            )
+        raise TypeError(f"policy must be a name or a Policy, got {came}")
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}; known are {', '.join(POLICIES)}")
     return POLICIES[policy]()

@@ -1,25 +1,27 @@
 """Is there little left to learn? An advisory indicator, and a callback.
 
-Two things must hold at once. The mean loss of rows that nothing was chosen by, taken before they
-are trained on, no longer improves; and selection has nothing to prefer. Each gives a confidence,
-and the indicator is the lesser of the two, which is a confidence that both hold.
+Little is left where the mean loss of rows that nothing was chosen by, taken before they are trained
+on, no longer improves; and, where that is asked for, where selection has nothing to prefer either.
+Each gives a confidence, and the indicator is the lesser of the two: a confidence that both hold.
 
-**The loss.** Mean losses of candidate batches are averaged in 16 to 32 blocks, so that they are
-close to normal. A line through the blocks of a window gives the improvement d over `horizon`
-batches and, from what the line leaves over, its standard error e; where neighbouring blocks are
-alike by a correlation ρ, e grows by √((1+ρ)/(1-ρ)). With δ = `least_improvement` · |mean loss|
+**The loss.** Mean losses of windows, which are candidates that are chosen from together, are
+averaged in 16 to 32 blocks, so that they are close to normal. A line through the blocks gives the
+improvement d over `horizon` windows and, from what the line leaves over, its standard error e;
+where neighbouring blocks are alike by a correlation ρ, e grows by √((1+ρ)/(1-ρ)). With
+δ = `least_improvement` · |mean loss|
 
     confidence = T((δ - |d|) / e),   T Student's distribution of (blocks - 2) degrees of freedom,
 
 which is near 1 where the loss is flat, 0 where it improves or rises, and in between where the noise
-hides which. While e > δ/3 hides it the window grows, by pairs of blocks that become one, and the
+hides which. While e > δ/3 hides it more is looked at, by pairs of blocks that become one, and the
 number of blocks stays. An improvement below δ counts as none; one that noise hides is not denied.
 
 **Selection.** It has nothing to prefer where its gain over uniform sampling (`paying.Gain`) is
 below `least_gain`, with the confidence that the gain's interval gives. An unknown gain leaves the
-loss alone to say.
+loss alone to say. It is not asked for by default: a gain in gradient noise lasts as long as rows
+differ, so that under a policy that draws by gradients it says little about what is left to learn.
 
-Once the indicator has been at `confidence` for a quarter of a full window, the callback is called:
+Once the indicator has been at `confidence` for a quarter of the blocks, the callback is called:
 once. A cumulative sum of later blocks above the level of then tells when the loss has risen for
 good; that arms the callback anew, and what was seen before is forgotten.
 
@@ -61,7 +63,7 @@ class _Seen:
     """What was seen since the loss rose last, and counts of the whole run.
 
     Attributes:
-        length: batches of a block.
+        length: windows of a block.
         blocks: mean losses of the last whole blocks, oldest first, at most `_BLOCKS`.
         losses: number and sum of mean losses of the block that is under way.
         gains: number of known gains of that block, their sum, and that of their upper ends.
@@ -92,20 +94,21 @@ class _Seen:
 
 
 class StopIndicator:
-    """Say from candidate batches' mean losses and selection's gain how little is left to learn.
+    """Say from the stream's mean losses, and selection's gain, how little is left to learn.
 
     It advises and stops nothing. The memory that it takes is constant.
 
     Args:
         on_little_left: called with a sentence that says why, once until the loss rises again; what
             it raises is logged the first time, counted in `failures`, and goes no further.
-        horizon: candidate batches, at least 64; an improvement is a fall of the loss in so many.
+        horizon: windows, at least 64, of which one is what an update's rows are chosen from; an
+            improvement is a fall of the loss in so many.
             Losses that come and go, such as by day, should do so within four horizons.
         least_improvement: the smallest improvement that is worth training for, as a share of the
             loss, in (0, 1). Of a loss near 0 that can be negative it is nearly nothing, and the
             indicator then stays low.
-        least_gain: the smallest gain over uniform sampling that means that selection still has
-            something to prefer, in (0, 1).
+        least_gain: a gain over uniform sampling from which on selection still has something to
+            prefer, in (0, 1), so that little cannot be left; None to go by the loss alone.
         confidence: of the indicator at which the callback is called, in (0.5, 1).
 
     Raises:
@@ -117,7 +120,7 @@ class StopIndicator:
     >>> stop = StopIndicator(print, horizon=64)
     >>> for step in range(200):
     ...     stop.observe(2.0)
-    little is left to learn: the mean loss, 2, improves by 0 ± 0 in 64 candidate batches
+    little is left to learn: the mean loss, 2, improves by 0 ± 0 in 64 windows
     >>> stop.value, stop.armed
     (1.0, False)
     """
@@ -128,7 +131,7 @@ class StopIndicator:
         *,
         horizon: int = 2048,
         least_improvement: float = 0.01,
-        least_gain: float = 0.1,
+        least_gain: float | None = None,
         confidence: float = 0.95,
     ) -> None:
         """Begin armed, with nothing seen."""
@@ -146,7 +149,7 @@ class StopIndicator:
             ("least_gain", least_gain, 0.0),
             ("confidence", confidence, 0.5),
         ):
-            if not least < share < 1:
+            if share is not None and not least < share < 1:
                 raise ValueError(f"{name} must be in ({least:g}, 1), got {share}")
         self._on_little_left = on_little_left
         self._horizon = horizon
@@ -156,7 +159,7 @@ class StopIndicator:
         self._seen = _Seen(-(-horizon // _BLOCKS))
 
     @property
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, float | None]:
         """The numbers; a snapshot is only loaded under those it was taken with."""
         return {
             "horizon": self._horizon,
@@ -181,7 +184,7 @@ class StopIndicator:
         return {name: getattr(self._seen, name) for name in ("alarms", "ignored", "failures")}
 
     def observe(self, mean_loss: float, gain: Gain | None = None) -> None:
-        """Take in one candidate batch.
+        """Take in one window.
 
         Args:
             mean_loss: mean loss, before training, of rows that were not chosen by their losses: of
@@ -224,7 +227,7 @@ class StopIndicator:
         fall, error = scale * trend.fall, scale * trend.error
         seen.value = min(
             student(worth - abs(fall), error, len(seen.blocks) - 2),
-            _nothing_to_prefer(gain, self._least_gain),
+            1.0 if self._least_gain is None else _nothing_to_prefer(gain, self._least_gain),
         )
         seen.held = seen.held + 1 if seen.value >= self._confidence else 0
         if not seen.armed:
@@ -249,10 +252,10 @@ class StopIndicator:
         return True
 
     def _widen(self, worth: float) -> None:
-        """Make one block of two, so that the window can grow to twice as many batches.
+        """Make one block of two, to look at twice as many windows.
 
         Only once all blocks are taken, and where what hides an improvement of `worth` a block is
-        the noise of the newer half, not a bend that will leave the window.
+        the noise of the newer half, not a bend that will be left behind.
         """
         seen = self._seen
         if len(seen.blocks) < _BLOCKS:
@@ -269,7 +272,7 @@ class StopIndicator:
         seen.alarms += 1
         reason = (
             f"little is left to learn: the mean loss, {level:.4g}, improves by {fall:.2g} ± "
-            f"{2 * error:.2g} in {self._horizon} candidate batches"
+            f"{2 * error:.2g} in {self._horizon} windows"
         )
         if gain[0]:
             reason += f", and selection gains {100 * gain[1] / gain[0]:.2g} % over a uniform draw"

@@ -50,9 +50,9 @@ class Scored:
 
     Attributes:
         losses: per-instance losses, shape (b,), floating point.
-        residuals: gradients of each loss with respect to the last layer's output,
-            shape (b, c), or None.
-        features: the last layer's input, shape (b, h), or None.
+        residuals: gradients of each loss with respect to the last layer's output, shape (b, c),
+            or None; (b, t, c) of sequences of t tokens, whose gradients add up.
+        features: the last layer's input, shape (b, h) or (b, t, h), or None.
     """
 
     losses: Tensor
@@ -214,8 +214,8 @@ class Preference(NamedTuple):
 
     Attributes:
         values: gives shape (b,), finite; softmax and proportional importances are made of it.
-        ranks: gives the same as average ranks in [0, count-1], shape (b,); set where a method
-            depends on the losses only through their order, and so needs no sort of its own.
+        ranks: gives average ranks in [0, count-1], shape (b,), where they are not those of
+            `values`, or can be had without a sort of their own.
         order: gives for a k what the method's own top-k goes by, shape (b,); set where that is not
             `values`.
         proportional: whether the values are chances up to a factor, as in "twice as often"; a

@@ -51,3 +51,9 @@ def test_the_line_says_what_can_be_saved(
     out, err = capsys.readouterr()
     assert line in err
     assert out == ""
+
+
+def test_the_line_says_that_a_proxy_is_not_counted() -> None:
+    """What a proxy costs nobody has said."""
+    cost = cost_of(0.2, forward=False, record=False, proxy=True)
+    assert "scoring all of it by a proxy that is not counted here, can save 80%" in cost.line

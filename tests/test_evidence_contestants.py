@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+from typing import Any
 
 import pytest
 import torch
@@ -70,12 +71,12 @@ def test_a_single_method_chooses_its_own_rows(name: str) -> None:
     assert selection.weights.eq(1).all()
 
 
-def result(value: float) -> dict[str, float]:
+def result(value: float, ratio: float) -> dict[str, Any]:
     """Give what the judge looks at."""
-    return {"value": value}
+    return {"value": value, "quality": {"predicted / actual": ratio}}
 
 
-def rows_in_order(better: float, worse: float) -> dict[Cell, dict[str, float]]:
+def rows_in_order(better: float, worse: float, ratio: float = 1.01) -> dict[Cell, dict[str, Any]]:
     """Give rows in which full training, then ours, uniform, and the others come."""
     values = dict(
         zip(
@@ -85,7 +86,7 @@ def rows_in_order(better: float, worse: float) -> dict[Cell, dict[str, float]]:
         )
     )
     return {
-        Cell(task, name, 0.2, seed, "updates"): result(value)
+        Cell(task, name, 0.2, seed, "updates"): result(value, ratio)
         for task in GRID.tasks
         for name, value in values.items()
         for seed in range(3)
@@ -99,6 +100,9 @@ def test_quick_tells_right_from_wrong(capsys: pytest.CaptureFixture[str]) -> Non
     assert judge(rows_in_order(1.0, 2.5)) == 1
     assert "click: uniform 3.0000 NOT better than big_loss 2.5000" in capsys.readouterr().out
     assert judge(rows_in_order(float("nan"), 9.0)) == 1
+    capsys.readouterr()
+    assert judge(rows_in_order(1.0, 9.0, ratio=1.1)) == 1
+    assert "actual of auto 1.100, calibration NOT kept" in capsys.readouterr().out
 
 
 def test_quick_runs_all_that_it_judges() -> None:

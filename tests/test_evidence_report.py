@@ -118,7 +118,22 @@ def test_time_to_quality_comes_from_the_curve() -> None:
     better = rows_of("a", {"full": [0.95, 0.95], "auto": [0.9, 0.4]})
     seeds, times, share = merit.reached(standings(better), "a", "auto", 0.2)
     assert (seeds, times) == (2, 0)
-    assert math.isnan(share)
+    assert math.isinf(share)
+    one = rows_of("a", {"full": [0.5] * 3, "auto": [0.9, 0.4, 0.4]})
+    for seed in (1, 2):
+        one[Cell("a", "auto", 0.2, seed, "updates")]["curve"] = [[10.0, 1.0, 0.4]]
+    assert merit.reached(standings(one), "a", "auto", 0.2) == (3, 1, math.inf)
+
+
+def test_calibration_is_held_against_uniforms() -> None:
+    """By the mean ratio over seeds: 1.03 keeps to 1.02, 1.1 does not."""
+    rows: Rows = {}
+    for rate, ratio in ((0.2, 1.03), (0.5, 1.1)):
+        for seed in (0, 1):
+            rows[Cell("a", "uniform", rate, seed, "updates")] = row(1.0, ratio=1.02)
+            rows[Cell("a", "auto", rate, seed, "updates")] = row(1.0, ratio=ratio)
+    assert merit.calibrated(standings(rows), "auto") == (1, 2)
+    assert merit.calibrated(standings({}), "auto") == (0, 0)
 
 
 def test_equal_time_on_a_stream_is_read_off_uniform() -> None:

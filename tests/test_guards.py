@@ -196,13 +196,31 @@ def test_slices_that_are_no_masks_are_refused(members: Any, message: str) -> Non
         list(loader)
 
 
+def test_an_error_of_a_slice_names_it() -> None:
+    """The function is a user's own, and there may be sixteen."""
+    guards = Guards(slices={"mine": (lambda b: b["missing"] > 0, 0.5)})
+    loader = SelectingLoader(Stream((8,)), score=loss, sampling_rate=0.5, guards=guards)
+    with pytest.raises(KeyError, match="missing") as caught:
+        list(loader)
+    assert caught.value.__notes__ == ["It came from the function of slice 'mine', given a batch."]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"cap": 0}, ValueError, r"cap must be in \(0, 1\], got 0"),
         ({"tail": 1}, ValueError, r"tail must be in \[0, 1\), got 1"),
         ({"repeats": 3, "cap": 0.5}, ValueError, "repeats must be at least 4 or None, got 3"),
-        ({"slices": {"a": (3, 0.5)}}, TypeError, r"slices\['a'\] must be a function"),
+        ({"slices": {"a": (3, 0.5)}}, TypeError, r"pairs of a function .* got \(3, 0.5\) for 'a'"),
+        ({"slices": {"a": len}}, TypeError, r"pairs of a function .* got <built-in function len>"),
+        ({"slices": [len]}, TypeError, "slices must be a mapping .* got list"),
+        ({"slices": {"a": (len, "x")}}, TypeError, "rate of slice 'a' must be a number, got str"),
+        ({"cap": "0.2"}, TypeError, "cap must be a number, got str"),
+        (
+            {"cap": 0.2, "repeats": 5.5},
+            TypeError,
+            "repeats must be a whole number or None, got float",
+        ),
         ({"slices": {"a": (len, 2)}}, ValueError, r"rate of slice 'a' must be in \[0, 1\], got 2"),
         ({"slices": {str(i): (len, 0.1) for i in range(17)}}, ValueError, "at most 16 slices"),
     ],

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adasel_stream import LossRecord, SelectingLoader, unbiased
+from adasel_stream import LossRecord, SelectingLoader, aligned, unbiased
 from adasel_stream.metrics import Metrics
 from tests.streams import loss
 
@@ -43,6 +43,7 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         ({"guards": {"cap": 1}}, TypeError, r"guards must be such as Guards\(cap=0.2\), got dict"),
         ({"reference": loss}, ValueError, "reference= is given, and none of the methods"),
         ({"policy": 3}, TypeError, "policy must be a name or a Policy, got int"),
+        ({"policy": aligned}, TypeError, r"got function, .* has to be called, as in aligned\(\)"),
         ({"methods": ["worst"]}, ValueError, "unknown method 'worst'; known are uniform, "),
         ({"methods": []}, ValueError, "methods must name at least one method, got none"),
         (

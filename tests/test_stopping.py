@@ -36,11 +36,15 @@ def learnt(t: Floats) -> Floats:
     return 1 + 2 * np.exp(-t)
 
 
-def alarms(losses: list[float], gain: Gain | None = None) -> tuple[list[float], StopIndicator]:
+def alarms(
+    losses: list[float], gain: Gain | None = None, least_gain: float | None = 0.1
+) -> tuple[list[float], StopIndicator]:
     """Give the horizons at which the callback was called, and the indicator afterwards."""
     when: list[float] = []
     now = 0
-    stop = StopIndicator(lambda _: when.append(now / HORIZON), horizon=HORIZON)
+    stop = StopIndicator(
+        lambda _: when.append(now / HORIZON), horizon=HORIZON, least_gain=least_gain
+    )
     for now, loss in enumerate(losses, 1):  # noqa: B007 # the callback reads it
         stop.observe(loss, gain)
     return when, stop
@@ -136,6 +140,14 @@ def test_selection_must_have_nothing_to_prefer(gain: Gain | None, little: bool) 
     assert (stop.value >= 0.95) is little
 
 
+def test_a_gain_is_no_veto_where_nobody_asks_for_it() -> None:
+    """Under label noise gradients differ to the end, and selection gains to the end."""
+    when, stop = alarms(noisy(np.ones(8 * HORIZON), 0, spread=0.01), Gain(0.4, 0.3, 0.5), None)
+    assert when
+    assert stop.value >= 0.95
+    assert StopIndicator().settings["least_gain"] is None
+
+
 def test_the_gain_of_a_ratio_is_that_of_its_chances() -> None:
     """1 - Σ g²/p ÷ b Σ g² for chances p in proportion to gradient norms g."""
     g = np.random.default_rng(0).gamma(1.0, size=50)
@@ -177,7 +189,7 @@ def test_the_reason_tells_the_numbers() -> None:
     for _ in range(200):
         stop.observe(0.25, Gain(0.02, 0.01, 0.03))
     assert reasons == [
-        "little is left to learn: the mean loss, 0.25, improves by 0 ± 0 in 64 candidate batches, "
+        "little is left to learn: the mean loss, 0.25, improves by 0 ± 0 in 64 windows, "
         "and selection gains 2 % over a uniform draw"
     ]
 

@@ -9,9 +9,11 @@ from benchmarks.evidence.paired import Difference, mean_of, paired, share_closed
 from benchmarks.evidence.standings import Standings
 
 __all__ = [
+    "KEPT",
     "Claims",
     "Reached",
     "against_uniform_in_time",
+    "calibrated",
     "calibration",
     "claims",
     "gap_closed",
@@ -22,6 +24,9 @@ SURE = 2.0
 """Standard errors of a paired difference from which on it counts."""
 
 CALIBRATION = "predicted / actual"
+
+KEPT = 0.02
+"""A ratio of predicted to actual that differs by no more than this share from uniform's is kept."""
 
 
 class Claims(NamedTuple):
@@ -104,13 +109,31 @@ def calibration(standings: Standings, task: str, contestant: str, rate: float) -
     return fmean(values) if values else math.nan
 
 
+def calibrated(standings: Standings, contestant: str) -> tuple[int, int]:
+    """Count the places where what is predicted over what there is keeps to uniform's.
+
+    Returns:
+        places where the two ratios differ by at most `KEPT`, and places where there are such.
+    """
+    pairs = [
+        (
+            calibration(standings, task, contestant, rate),
+            calibration(standings, task, "uniform", rate),
+        )
+        for task, rate in standings.places
+    ]
+    known = [own / uniform for own, uniform in pairs if math.isfinite(own / uniform)]
+    return sum(abs(one - 1) <= KEPT for one in known), len(known)
+
+
 class Reached(NamedTuple):
     """How soon a contestant is as good as full training at its end.
 
     Attributes:
         seeds: of how many seeds there are curves.
         times: how many of them get there.
-        share: of full training's time that it takes, the median of those; NaN without any.
+        share: of full training's time that it takes, the median over all seeds, of which one that
+            does not get there takes for ever; NaN without any seed.
     """
 
     seeds: int
@@ -143,8 +166,8 @@ def reached(
         )
         for row in rows
     ]
-    there = [seconds / whole for seconds in found if math.isfinite(seconds)]
-    return Reached(len(found), len(there), median(there) if there else math.nan)
+    share = median(found) / whole if found else math.nan
+    return Reached(len(found), sum(map(math.isfinite, found)), share)
 
 
 def against_uniform_in_time(

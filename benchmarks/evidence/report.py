@@ -55,9 +55,6 @@ CAVEATS = (
 STREAMERS = ("auto", "auto + serving", "unbiased", "unbiased + serving", "paper", "big_loss")
 """Contestants of the tables about streams and times."""
 
-PHASES_RATE = 0.2
-"""Sampling rate of the plot of phases."""
-
 
 def render(results: Results, docs: Path) -> None:
     """Write results.md and the plots in results/ beside it.
@@ -88,7 +85,7 @@ def drawings(standings: Standings) -> dict[str, str]:
         if _plotted(standings, task)
     }
     drawn["ranks.svg"] = plots.standalone(plots.rank_bars(overall, own))
-    drawn["phases.svg"] = plots.standalone(plots.phase_bars(standings, PHASES_RATE))
+    drawn["phases.svg"] = plots.standalone(plots.phase_bars(standings, sections.RATE))
     return drawn
 
 
@@ -175,8 +172,8 @@ def _times(standings: Standings) -> list[str]:
         "## Time",
         "Processor time as a share of full training's, averaged over the tasks:",
         sections.costs_table(standings, CONTESTANTS),
-        f"Where it goes at a rate of {PHASES_RATE}; what the loader does around the scoring pass, "
-        "such as capturing the last layer, counts as selecting:",
+        f"Where it goes at a rate of {sections.RATE}; what the loader does around the scoring "
+        "pass, such as capturing the last layer, counts as selecting:",
         "![Time by phase](results/phases.svg)",
     ]
     if any(standings.rates(task, "time") for task in epochs):
@@ -191,8 +188,9 @@ def _times(standings: Standings) -> list[str]:
         names = [name for name in ("full", "uniform", *STREAMERS) if name in standings.contestants]
         parts += [
             "### Time to full training's quality",
-            "How many seeds get, at their best rate and budget, to within one standard error of "
-            "what full training ends with, and the median share of its time that this takes.",
+            f"How many seeds get, at a rate of {sections.RATE}, to within one standard error of "
+            "what full training ends with, and the median share of its time that this takes: never "
+            "where fewer than half of them do.",
             sections.reached_table(standings, epochs, names),
         ]
     return parts

@@ -7,7 +7,9 @@ from statistics import fmean
 from benchmarks.evidence.contestants import Contestant
 from benchmarks.evidence.markdown import errors, number, percent, table, with_error
 from benchmarks.evidence.merit import (
+    KEPT,
     against_uniform_in_time,
+    calibrated,
     calibration,
     claims,
     gap_closed,
@@ -18,6 +20,7 @@ from benchmarks.evidence.published import COLUMNS, TABLE_4
 from benchmarks.evidence.standings import Standings
 
 __all__ = [
+    "RATE",
     "claims_table",
     "costs_table",
     "headlines",
@@ -30,6 +33,9 @@ __all__ = [
     "task_table",
     "time_table",
 ]
+
+RATE = 0.2
+"""Sampling rate of what is shown at one rate alone: times, phases and the claims about images."""
 
 
 def headlines(standings: Standings, singles: Sequence[str], name: str = "auto") -> list[str]:
@@ -59,6 +65,22 @@ def headlines(standings: Standings, singles: Sequence[str], name: str = "auto") 
             f"click: predicted over actual clicks of `{name}` at these rates: "
             + ", ".join(number(ratio, 3) for ratio in ratios),
         ]
+    kept, places = calibrated(standings, name)
+    if places:
+        lines.append(
+            f"predicted over actual of `{name}` within {KEPT:.0%} of uniform's: {kept} of {places}"
+        )
+    equal = "full, equal updates"
+    for task in ("fashion", "fashion-20-wrong"):
+        for rate in standings.rates(task):
+            difference = standings.difference(task, name, equal, rate)
+            if rate == RATE and difference.seeds:
+                lines.append(
+                    f"{task} at rate {rate}: `{name}` against full training at equal updates "
+                    f"{with_error(standings.mean(task, name, rate))} to "
+                    f"{with_error(standings.mean(task, equal, rate))}, {errors(difference)} "
+                    "standard errors"
+                )
     return lines
 
 
@@ -182,19 +204,18 @@ def reached_table(standings: Standings, tasks: Sequence[str], names: Sequence[st
     """Say who gets to full training's quality, how often, and in which share of its time."""
     rows: list[list[str]] = []
     for name in names:
-        cells: list[str] = []
-        for task in tasks:
-            found = [
-                reached(standings, task, name, rate, budget)
-                for budget in ("updates", "time")
-                for rate in ([1.0] if name == "full" else standings.rates(task, budget))
+        for budget in ("updates",) if name == "full" else ("updates", "time"):
+            found = [reached(standings, task, name, RATE, budget) for task in tasks]
+            if not any(one.seeds for one in found):
+                continue
+            cells = [
+                "-"
+                if not one.seeds
+                else f"{one.times}/{one.seeds}"
+                + (f", {percent(one.share)}" if math.isfinite(one.share) else ", never")
+                for one in found
             ]
-            there = [one for one in found if one.times]
-            best = max(there, key=lambda one: (one.times / one.seeds, -one.share), default=None)
-            cells.append(
-                "never" if best is None else f"{best.times}/{best.seeds}, {percent(best.share)}"
-            )
-        rows.append([name, *cells])
+            rows.append([name if name == "full" else f"{name}, equal {budget}", *cells])
     return table(["contestant", *tasks], rows)
 
 
