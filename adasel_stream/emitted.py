@@ -36,6 +36,8 @@ class Emitted(NamedTuple):
         proposed: for rows of the control arm the π that the scores would have given, where no last
             layer of all candidates has told the gain; NaN for others, shape (batch_size,); None
             without a control arm.
+        heard: rows of windows whose mean loss was heard when they were scored, shape (batch_size,),
+            bool; None without a control arm.
         proxied: what a proxy had given, shape (batch_size,), or None where the score is none.
     """
 
@@ -46,6 +48,7 @@ class Emitted(NamedTuple):
     ids: Tensor | None = None
     recorded: Tensor | None = None
     proposed: Tensor | None = None
+    heard: Tensor | None = None
     proxied: Tensor | None = None
 
 

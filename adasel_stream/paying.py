@@ -39,6 +39,11 @@ _ALARM: Final = 25.0
 half of one a window: five windows of five, or fifty of one."""
 
 
+_SUDDEN: Final = 3.0
+"""Standard errors by which the last few windows must exclude a gain on their own: they are looked
+at again and again, and one time in twenty would be often."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """When to fall back, and when to come back.
@@ -50,7 +55,8 @@ class Rules:
         window: windows of candidates that count, about: those that were compared, and their losses.
         least: such windows that must have been seen before anything is decided.
         hold: windows that a fall back for drift or losses that are not finite lasts.
-        compare_every: one window in so many is compared with an even draw.
+        compare_every: one window in so many is compared with an even draw, and every one until
+            enough have been seen to decide.
         probe_every: while there is no gain, one window in so many is scored, the others are drawn
             from unscored.
         nonfinite: share of losses that are not finite which is too many, in (0, 1).
@@ -102,10 +108,12 @@ class Watch:
         since: windows since that was decided.
         batches: windows with known variances, at most those that count.
         sums: faded sums of ours, even, and squared-weight sums of their products.
+        recent: the same of few windows, as many as must have been seen before anything is decided.
         scales: smoothed even variances of last-layer gradients and of losses, by which either
             is divided: they have different units, and both shrink as a model learns.
-        level: smoothed mean loss of the candidates, its variance, and how many windows it knows.
-        excess: cumulative sum of standardised losses above their mean.
+        level: smoothed mean loss of windows, its variance, and how many it knows; then the same of
+            the control arm in windows that were not all scored, whose losses are of other rows.
+        excess: cumulative sums of standardised losses above either mean.
         nonfinite: smoothed share of losses that are not finite.
         cost: seconds that selection takes for a row it emits, over those that training takes.
     """
@@ -114,11 +122,22 @@ class Watch:
     since: int = 0
     batches: int = 0
     sums: tuple[float, ...] = (0.0,) * 5
+    recent: tuple[float, ...] = (0.0,) * 5
     scales: tuple[float, ...] = (0.0,) * 2
-    level: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    excess: float = 0.0
+    level: tuple[float, ...] = (0.0,) * 6
+    excess: tuple[float, ...] = (0.0,) * 2
     nonfinite: float = 0.0
     cost: float = math.nan
+
+    @property
+    def stream_loss(self) -> float:
+        """Smoothed mean loss of the stream before training, of whichever is known of more windows.
+
+        NaN where nothing is known.
+        """
+        own, arm = self.level[:3], self.level[3:]
+        mean, _, known = own if own[2] >= arm[2] else arm
+        return mean if known else math.nan
 
     @property
     def selecting(self) -> bool:
@@ -152,18 +171,18 @@ def gain_of(watch: Watch, rules: Rules) -> Gain:
     >>> gain_of(Watch(), Rules()).mean
     nan
     """
-    ours, even, *squares = watch.sums
-    if not (watch.batches >= 2 and even > 0):
+    return _gain(watch, rules, watch.sums, errors=2)
+
+
+def _gain(watch: Watch, rules: Rules, sums: tuple[float, ...], *, errors: float) -> Gain:
+    ours, even, *squares = sums
+    price = 1 + watch.cost if rules.judged_by == "time" else 1.0
+    if watch.batches < 2 or even <= 0 or math.isnan(price):  # an error needs two
         return _UNKNOWN
     ratio = ours / even
     spread = squares[0] - 2 * ratio * squares[1] + ratio * ratio * squares[2]
-    error = math.sqrt(max(spread, 0.0)) / even
-    price = 1.0
-    if rules.judged_by == "time":
-        if math.isnan(watch.cost):
-            return _UNKNOWN
-        price = 1.0 + watch.cost
-    return Gain(1 - ratio * price, 1 - (ratio + 2 * error) * price, 1 - (ratio - 2 * error) * price)
+    margin = errors * math.sqrt(max(spread, 0.0)) / even
+    return Gain(1 - ratio * price, 1 - (ratio + margin) * price, 1 - (ratio - margin) * price)
 
 
 def after_batch(
@@ -193,7 +212,7 @@ def after_batch(
     """
     if variances is not None and all(map(math.isfinite, variances)) and variances[1] > 0:
         watch = _with_variances(watch, rules, *variances, kind=int(trained))
-    watch = _with_level(watch, rules, mean_loss)
+    watch = _with_level(watch, rules, mean_loss, kind=int(trained))
     if nonfinite is not None:
         smoothed = watch.nonfinite + (nonfinite - watch.nonfinite) / 20
         watch = replace(watch, nonfinite=smoothed)
@@ -204,11 +223,11 @@ def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch
     """Take in the seconds that finding and that training emitted rows took lately.
 
     Args:
-        watch: what was seen before.
+        watch: what was seen before; the rows came from a window that was scored.
         selecting_s: scoring and selection, in seconds.
         training_s: training, in seconds.
     """
-    if not (training_s > 0 and watch.selecting):
+    if not training_s > 0:
         return watch
     cost = selecting_s / training_s
     known = not math.isnan(watch.cost)
@@ -222,25 +241,33 @@ def _with_variances(watch: Watch, rules: Rules, ours: float, even: float, kind: 
     watch, ours, even = replace(watch, scales=scales), ours / scale, even / scale
     # probes are few: what was seen before the fall back must not hold up the return
     window = rules.window if watch.selecting else min(rules.window, 2 * rules.least)
-    keep = 1 - 1 / window
     new = (ours, even, ours * ours, ours * even, even * even)
+    sums = _faded(watch.sums, new, window)
+    recent = _faded(watch.recent, new, min(rules.least, window))
+    return replace(watch, batches=min(watch.batches + 1, window), sums=sums, recent=recent)
+
+
+def _faded(sums: tuple[float, ...], new: tuple[float, ...], window: int) -> tuple[float, ...]:
+    """Add to sums over about so many windows; those of squares fade by the square."""
+    keep = 1 - 1 / window
     fade = (keep, keep, keep**2, keep**2, keep**2)
-    sums = tuple(f * s + n for f, s, n in zip(fade, watch.sums, new, strict=True))
-    return replace(watch, batches=min(watch.batches + 1, window), sums=sums)
+    return tuple(f * s + n for f, s, n in zip(fade, sums, new, strict=True))
 
 
-def _with_level(watch: Watch, rules: Rules, loss: float) -> Watch:
+def _with_level(watch: Watch, rules: Rules, loss: float, kind: int) -> Watch:
     if not math.isfinite(loss):
         return watch
-    mean, variance, known = watch.level
+    levels, excesses = [watch.level[:3], watch.level[3:]], list(watch.excess)
+    mean, variance, known = levels[kind]
     excess = 0.0
     if known >= rules.least and variance > 0:
-        excess = max(0.0, watch.excess + (loss - mean) / math.sqrt(variance) - _SLACK)
+        excess = max(0.0, excesses[kind] + (loss - mean) / math.sqrt(variance) - _SLACK)
     known = min(known + 1, float(rules.window))
     step = loss - mean
     mean += step / known
     variance += (step * (loss - mean) - variance) / known
-    return replace(watch, level=(mean, variance, known), excess=excess)
+    levels[kind], excesses[kind] = (mean, variance, known), excess
+    return replace(watch, level=(*levels[0], *levels[1]), excess=tuple(excesses))
 
 
 def _decided(watch: Watch, rules: Rules) -> Watch:
@@ -249,15 +276,17 @@ def _decided(watch: Watch, rules: Rules) -> Watch:
         return watch
     if watch.nonfinite > rules.nonfinite:
         return _fallen(watch, "nonfinite_loss")
-    if watch.excess > _ALARM:
+    if max(watch.excess) > _ALARM:
         # the level is learnt anew; what speaks for or against selection stays, as drifts may repeat
-        return _fallen(replace(watch, level=Watch().level, excess=0.0), "drift")
+        return _fallen(replace(watch, level=Watch().level, excess=Watch().excess), "drift")
     if watch.reason in ("drift", "nonfinite_loss"):
         return watch if watch.since < rules.hold else replace(watch, reason="", since=0)
     if watch.reason == "no_gain":
         return replace(watch, reason="", since=0) if gain.low > 0 else watch
-    enough = watch.batches >= min(rules.least, rules.window)
-    return _fallen(watch, "no_gain") if enough and gain.high < 0 else watch
+    if watch.batches < min(rules.least, rules.window):
+        return watch
+    lost = _gain(watch, rules, watch.recent, errors=_SUDDEN).high < 0
+    return _fallen(watch, "no_gain") if gain.high < 0 or lost else watch
 
 
 def _fallen(watch: Watch, reason: Reason) -> Watch:

@@ -124,10 +124,11 @@ class Reporting:
     def compare(self, last: Emitted, losses: Tensor) -> None:
         """Hear from fresh losses of the control arm, shape (batch_size,), whether selection pays.
 
-        These are rows that were chosen by what the record held; where all candidates were scored,
-        `report` has heard from them.
+        What `report` has heard of a window is not heard again: the gain, where it told the last
+        layer's, and the mean loss, where all of it was scored by the model.
         """
         assert last.proposed is not None
+        assert last.heard is not None
         on_host = last.proposed.device.type == losses.device.type == "cpu"
         if on_host and np.isnan(last.proposed.numpy()).all():
             return
@@ -137,24 +138,25 @@ class Reporting:
         filled = weights > 0
         finite = torch.isfinite(losses)
         control = ~torch.isnan(proposed) & finite & filled
+        news = ~last.heard.to(losses.device, non_blocking=True)
         # guards may have moved rows of the arm: their weights undo it
         weights = torch.where(control, weights, 0.0)
         g = weights * torch.where(control, losses, 0.0).square()
         sums = [
             (g * (1 / torch.where(control, proposed, 1.0) - 1)).sum(),
             (g * (1 / torch.where(control, even, 1.0) - 1)).sum(),
-            (weights * torch.where(control, losses, 0.0)).sum(),
             weights.sum(),
-            (filled & ~finite).sum(),
-            filled.sum(),
+            (news * weights * torch.where(control, losses, 0.0)).sum(),
+            (news * weights).sum(),
+            (news & filled & ~finite).sum(),
+            (news & filled).sum(),
         ]
 
         def arrive(numbers: npt.NDArray[Any]) -> None:
-            ours, uniform, total, rows, broken, slots = numbers.tolist()
-            if slots:
-                mean = total / rows if rows else math.nan
-                both = (ours, uniform) if rows else None
-                self._told(both, mean, broken / slots, trained=True)
+            ours, uniform, arm, total, rows, broken, slots = numbers.tolist()
+            both = (ours, uniform) if arm else None
+            mean = total / rows if rows else math.nan
+            self._told(both, mean, broken / slots if slots else None, trained=True)
 
         self._late.send((torch.stack([number.float() for number in sums]),), arrive)
 

@@ -79,6 +79,7 @@ class Selector:
         self._metrics = metrics
         self._template: Batch = None
         self._spent_s = (0.0, 0.0)
+        self._scored = False
         self._window: list[tuple[Batch, Leaves, Int64s | None]] = []
         self._late = Late()
         self._stop = stop
@@ -214,11 +215,12 @@ class Selector:
         """Hold what a step took in scoring and selection against what it took in training."""
         spent = self._metrics.phase_seconds
         selecting_s, training_s = spent["score"] + spent["select"], spent["train"]
-        before_s = self._spent_s
-        self._spent_s = (selecting_s, training_s)
-        self._chooser.hear_costs(
-            selecting_s=selecting_s - before_s[0], training_s=training_s - before_s[1]
-        )
+        before_s, scored = self._spent_s, self._scored
+        self._spent_s, self._scored = (selecting_s, training_s), False
+        if scored:  # what was not scored says nothing of what selection costs
+            self._chooser.hear_costs(
+                selecting_s=selecting_s - before_s[0], training_s=training_s - before_s[1]
+            )
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""
@@ -322,7 +324,9 @@ class Selector:
 
     def _judged(self, rest: bool) -> Judged | None:
         try:
-            return self._known.judge(self._template, rest=rest, scoring=self._chooser.wants_losses)
+            scoring = self._chooser.wants_losses
+            self._scored = self._scored or scoring
+            return self._known.judge(self._template, rest=rest, scoring=scoring)
         except Exception:  # whatever a score raises: its rows are gone with it
             self._metrics.samples_dropped["score_error"] += self._known.in_hand
             self._count_decoded()
@@ -373,6 +377,8 @@ class Selector:
             told = fresh and self._proxy is None and judged.scored.last_layer is not None
             unknown = torch.full_like(chosen.proposed, torch.nan)
             remembered["proposed"] = unknown if told else chosen.proposed
+            heard = fresh and self._proxy is None
+            remembered["heard"] = torch.full_like(unknown, heard, dtype=torch.bool)
         # on a CPU no more rows were asked for than may be chosen
         void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
         if isinstance(self._rows, DecodedRows):

@@ -17,9 +17,10 @@ hides which. While e > δ/3 hides it more is looked at, by pairs of blocks that 
 number of blocks stays. An improvement below δ counts as none; one that noise hides is not denied.
 
 **Selection.** It has nothing to prefer where its gain over uniform sampling (`paying.Gain`) is
-below `least_gain`, with the confidence that the gain's interval gives. An unknown gain leaves the
-loss alone to say. It is not asked for by default: a gain in gradient noise lasts as long as rows
-differ, so that under a policy that draws by gradients it says little about what is left to learn.
+below `least_gain`, with the confidence that the gain's interval gives. An unknown gain, as under a
+policy that keeps no control arm, leaves the loss alone to say. It is not asked for by default: a
+gain in gradient noise lasts as long as rows differ, so that under a policy that draws by gradients
+it says little about what is left to learn.
 
 Once the indicator has been at `confidence` for a quarter of the blocks, the callback is called:
 once. A cumulative sum of later blocks above the level of then tells when the loss has risen for
@@ -42,7 +43,7 @@ from adasel_stream.paying import Gain
 from adasel_stream.trend import error_of, normal, student, trend_of
 from adasel_stream.types import LARGEST_LOSS
 
-__all__ = ["StopIndicator", "gain_of_ratio"]
+__all__ = ["StopIndicator"]
 
 _log = logging.getLogger(__name__)
 
@@ -287,21 +288,6 @@ class StopIndicator:
                 _log.exception(
                     "on_little_left raised; training goes on, and later ones are counted"
                 )
-
-
-def gain_of_ratio(ratio: float) -> Gain:
-    """Give the gain that a variance ratio τ = √(b·Σp²) of the chances p stands for: 1 - 1/τ².
-
-    Args:
-        ratio: τ, at least 1; 1 where all b candidates have the same chance. NaN if unknown.
-
-    Source: Katharopoulos and Fleuret 2018, section 3.3, where chances follow gradient norms.
-
-    >>> gain_of_ratio(2.0).mean
-    0.75
-    """
-    gain = 1 - 1 / (ratio * ratio)
-    return Gain(gain, gain, gain)
 
 
 def _nothing_to_prefer(gain: tuple[int, float, float], least: float) -> float:

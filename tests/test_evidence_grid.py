@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence.contestants import CONTESTANTS
-from benchmarks.evidence.grid import Grid, cells_of
-from benchmarks.evidence.store import Cell, Results
+from benchmarks.evidence.grid import Grid, cells_of, revision_of
+from benchmarks.evidence.store import Cell, Results, ResultsError
 from benchmarks.evidence.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,55 @@ def test_a_grid_that_was_killed_goes_on(tmp_path: Path) -> None:
     kept = path.read_bytes()
     assert run(tmp_path, "--render").returncode == 0
     assert path.read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_nothing_to_show_is_said_and_no_page_overwritten(tmp_path: Path) -> None:
+    """A name of a file that is not there is a slip, not an empty page."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/results.md").write_text("what was there")
+    done = run(tmp_path, "--render")
+    assert done.returncode == 2
+    assert "r.parquet is missing, so there is nothing to show; name a file" in done.stderr
+    assert (tmp_path / "docs/results.md").read_text() == "what was there"
+
+
+def test_results_of_other_code_are_not_gone_on_with(tmp_path: Path) -> None:
+    """Both revisions are named, and what to do."""
+    results = Results(tmp_path / "r.parquet")
+    results.check("abc")
+    cell = Cell("line", "auto", 0.2, 0, "updates")
+    results.rows[cell] = {**cell._asdict(), "revision": "abc"}
+    results.check("abc")
+    with pytest.raises(ResultsError, match=r"of revision abc, and the code is now at def; .*new"):
+        results.check("def")
+
+
+def test_a_revision_is_that_of_the_code_that_decides(tmp_path: Path) -> None:
+    """Pages and other files may change between two runs; the package and the tasks may not."""
+
+    def git(*command: str) -> None:
+        told = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        subprocess.run(["git", *told, *command], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "adasel_stream").mkdir()
+    code = tmp_path / "adasel_stream/a.py"
+    code.write_text("1\n")
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "code")
+    first = revision_of(tmp_path)
+    assert re.fullmatch("[0-9a-f]{7}", first)
+    (tmp_path / "page.md").write_text("page")
+    git("add", "-A")
+    git("commit", "-qm", "page")
+    assert revision_of(tmp_path) == first
+    changed = set()
+    for text in ("2\n", "3\n"):
+        code.write_text(text)
+        changed.add(revision_of(tmp_path))
+    assert len(changed) == 2
+    assert all(one.startswith(f"{first}+") for one in changed)
 
 
 @pytest.mark.slow

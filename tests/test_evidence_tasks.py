@@ -3,6 +3,7 @@
 import gzip
 import struct
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.evidence.problem import DataError
 from benchmarks.evidence.tasks import TASKS, images
@@ -40,6 +42,8 @@ DAMAGE: dict[str, bytes] = {
     "binary": bytes(range(256)) * 8,
     "gzip cut short": gzip.compress(bytes(10_000))[:-20],
     "gzip of something": gzip.compress(b"hello"),
+    "gzip damaged within": gzip.compress(bytes(range(256)) * 40)[:20] + bytes(200),
+    "no image": gzip.compress(bytes([0, 0, 8, 3]) + struct.pack(">3I", 0, 28, 28)),
     "Parquet cut short": b"PAR1" + bytes(100),
 }
 
@@ -76,6 +80,14 @@ def test_a_row_without_a_number_is_noticed(tmp_path: Path) -> None:
     whole = ",".join(["1"] * (len(DAILY) + 1))
     bike(tmp_path / "bike/day.csv", lambda n: f"{whole},{'nan' if n == 7 else n}")
     with pytest.raises(DataError, match=r"day\.csv"):
+        TASKS["bike-daily"].make(tmp_path, 0)
+
+
+@pytest.mark.parametrize("rows", [150, 540, 732])
+def test_a_table_of_another_length_is_refused(tmp_path: Path, rows: int) -> None:
+    """One that was cut between rows would leave no test rows, and every value NaN."""
+    bike(tmp_path / "bike/day.csv", lambda n: ",".join([str(n)] * (len(DAILY) + 2)), rows)
+    with pytest.raises(DataError, match=rf"day\.csv has {rows} rows, .* has 731"):
         TASKS["bike-daily"].make(tmp_path, 0)
 
 
@@ -129,6 +141,28 @@ def test_pictures_that_are_none_are_refused(tmp_path: Path) -> None:
     table = pa.table({"jpg": [b"no picture"] * 3, "label": [1, 2, 3]})
     pq.write_table(table, tmp_path / "cifar10/train-000.parquet")
     with pytest.raises(DataError, match=r"train-000\.parquet"):
+        TASKS["cifar10"].make(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("side", "label", "rows", "message"),
+    [
+        (32, 3, 4_999, "too few rows, 5,000 are expected"),
+        (32, 99, 5_000, "has the label 99, expected whole numbers below 10"),
+        (32, None, 5_000, "has the label None"),
+        (16, 3, 5_000, "not of 32 x 32 pixels"),
+    ],
+)
+def test_pictures_that_are_not_cifars_are_refused(
+    tmp_path: Path, side: int, label: int | None, rows: int, message: str
+) -> None:
+    """The message names the file and what is wrong in it."""
+    (tmp_path / "cifar10").mkdir()
+    picture = BytesIO()
+    Image.fromarray(np.zeros((side, side, 3), np.uint8)).save(picture, "PNG")
+    table = pa.table({"jpg": [picture.getvalue()] * rows, "label": [1] * (rows - 1) + [label]})
+    pq.write_table(table, tmp_path / "cifar10/train-000.parquet")
+    with pytest.raises(DataError, match=rf"train-000\.parquet is no whole .* {message}"):
         TASKS["cifar10"].make(tmp_path, 0)
 
 

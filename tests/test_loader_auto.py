@@ -36,6 +36,7 @@ class World:
         self.broken = False
         self.level = 1.0
         self.scored = 0
+        self.price = 0.0
 
     def batches(self) -> Iterator[Rows]:
         """Offer rows without end."""
@@ -74,6 +75,12 @@ def train(loader: SelectingLoader, steps: int) -> list[float]:
         loader.mean(batch["size"])
         largest.append(float(loader.weights.max()))
     return largest
+
+
+def train_at(loader: SelectingLoader, world: World, steps: int) -> None:
+    """Take batches, and give losses at the world's level."""
+    for batch in islice(loader, steps):
+        loader.mean(world.level * batch["size"])
 
 
 def reasons(loader: SelectingLoader) -> dict[str, int]:
@@ -139,15 +146,87 @@ def test_losses_that_are_no_numbers_end_selection_for_a_while() -> None:
     assert reasons(loader) == {"nonfinite_loss": 1, "selection": 1}
 
 
-def test_a_jump_of_the_losses_ends_selection_for_a_while() -> None:
-    """Drift is noticed, waited out, and over."""
+@pytest.mark.parametrize("bare", [False, True])
+def test_a_jump_of_the_losses_ends_selection_for_a_while(bare: bool) -> None:
+    """Drift is noticed, waited out, and over, with a last layer and with losses alone."""
     world = World()
-    loader = world.loader()
-    train(loader, 300)
+    loader = world.loader(score=(lambda b: world.score(b).losses) if bare else world.score)
+    train_at(loader, world, 300)
     assert reasons(loader) == {}
-    world.level = 5.0
-    train(loader, 200)
+    world.level = 1.5
+    train_at(loader, world, 200)
     assert reasons(loader) == {"drift": 1, "selection": 1}
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_streams_loss_is_heard_once_a_window(bare: bool) -> None:
+    """Of all candidates; the control arm of the same window would only add its noise."""
+    world, heard = World(), list[float]()
+    stop = StopIndicator()
+    stop.observe = lambda mean_loss, gain=None: heard.append(mean_loss)  # type: ignore[method-assign] # to look at what comes
+    loader = world.loader(
+        score=(lambda b: world.score(b).losses) if bare else world.score, stop=stop
+    )
+    train_at(loader, world, 200)
+    assert len(heard) == pytest.approx(200, abs=1)
+    assert np.std(heard) < 0.05
+
+
+def test_judged_by_time_a_slow_score_does_not_pay_and_a_fast_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loader measures both; here a clock of the test's own tells the time."""
+    now_s = [0.0]
+
+    def slow(batch: Rows) -> Scored:
+        now_s[0] += world.price
+        return world.score(batch)
+
+    for price, pays in ((5.0, False), (0.01, True)):
+        world = World()
+        world.price = price
+        loader = world.loader(score=slow, policy=auto(judged_by="time"))
+        monkeypatch.setattr(loader.metrics._phases, "_clock", lambda: now_s[0])
+        monkeypatch.setattr(loader.metrics._phases, "_since", now_s[0])
+        for batch in islice(loader, 150):
+            with loader.metrics.phase("train"):
+                now_s[0] += 1.0
+            loader.mean(batch["size"])
+        assert reasons(loader) == ({} if pays else {"no_gain": 1})
+
+
+def test_auto_gives_the_weight_to_the_method_with_the_better_draw() -> None:
+    """One that follows gradient sizes against one that flees them; each step in four counts."""
+    loader = World().loader(
+        methods={"small": lambda b: 1 / b.losses, "large": lambda b: b.gradient_norms}
+    )
+    train(loader, 200)
+    small, large = loader.metrics.method_weight_ratio
+    assert large > 0.9
+    assert small == pytest.approx(1 - large, abs=1e-5)
+
+
+def test_aligned_gives_the_weight_to_the_method_whose_rows_agree() -> None:
+    """Half of the rows pull one way, few and large ones the other way."""
+    random = generator(3)
+
+    def batches() -> Iterator[Rows]:
+        while True:
+            against = torch.rand(B, generator=random) < 0.2
+            yield {"pull": torch.where(against, -3.0, 1.0), "size": torch.where(against, 9.0, 1.0)}
+
+    loader = SelectingLoader(
+        batches(),
+        score=lambda b: Scored(b["size"], b["pull"][:, None], torch.ones(B, 1)),
+        sampling_rate=0.25,
+        policy="aligned",
+        methods={"with": lambda b: -b.losses, "against": lambda b: b.losses},
+    )
+    for batch in islice(loader, 200):
+        loader.mean(batch["size"])
+    along, against = loader.metrics.method_weight_ratio
+    assert along > 0.9
+    assert against == pytest.approx(1 - along, abs=1e-5)
 
 
 def test_what_cannot_pay_is_not_even_scored() -> None:

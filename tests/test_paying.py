@@ -107,7 +107,21 @@ def test_drift_is_noticed_soon_and_never_without_one(seed: int) -> None:
     for _ in range(RULES.hold):
         watch = after_batch(watch, RULES, variances=(0.5, 1.0), mean_loss=1.3)
     assert watch.selecting
-    assert watch.level[0] == pytest.approx(1.3, abs=0.15)  # the new level is what counts now
+    assert watch.stream_loss == pytest.approx(1.3, abs=0.15)  # the new level is what counts now
+
+
+def test_two_levels_are_no_drift() -> None:
+    """Rows that the record knows have other losses than new ones; their turns are no jump."""
+    random, watch = np.random.default_rng(0), Watch()
+    for t in range(3000):
+        trained = t % 40 > 30
+        loss = (0.5 if trained else 1.0) + 0.02 * random.normal()
+        watch = after_batch(watch, RULES, mean_loss=loss, trained=trained)
+        assert watch.selecting
+    assert watch.stream_loss == pytest.approx(1.0, abs=0.02)
+    for _ in range(20):
+        watch = after_batch(watch, RULES, mean_loss=0.7, trained=True)
+    assert watch.reason == "drift"
 
 
 def test_cost_is_for_good_and_needs_no_losses() -> None:
@@ -127,10 +141,31 @@ def test_judged_by_time_the_gain_must_be_worth_its_cost() -> None:
         assert gain_of(watch, by_time).mean == pytest.approx(1 - 0.5 * (1 + cost), abs=0.1)
 
 
-def test_cost_is_not_learnt_while_rows_are_drawn_evenly() -> None:
-    """A draw that scores nothing costs nothing, which says nothing about selection."""
-    watch = Watch(reason="no_gain", cost=2.0)
-    assert after_costs(watch, selecting_s=0.0, training_s=1.0).cost == 2.0
+def test_a_cost_that_falls_brings_selection_back() -> None:
+    """Probes tell what selection would cost by now."""
+    by_time = replace(RULES, judged_by="time")
+    watch = after_costs(Watch(), selecting_s=5.0, training_s=1.0)
+    watch = watched(by_time, noisy(0.5, 60, 4), watch)
+    assert watch.reason == "no_gain"
+    for probes in range(400):
+        if watch.selecting:
+            break
+        watch = after_costs(watch, selecting_s=0.1, training_s=1.0)
+        watch = watched(by_time, noisy(0.5, 1, 1000 + probes), watch)
+    assert watch.selecting
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_gain_that_turns_into_a_loss_is_noticed_soon(seed: int) -> None:
+    """After a long good phase, within three times the comparisons that decide anything."""
+    watch, rules = watched(RULES, noisy(0.5, 1000, seed)), RULES
+    late = 0
+    for late in range(400):
+        watch = watched(rules, noisy(1.5, 1, 100 * seed + late), watch)
+        if watch.reason:
+            break
+    assert watch.reason == "no_gain"
+    assert late <= 3 * rules.least
 
 
 @pytest.mark.parametrize(

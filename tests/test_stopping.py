@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adasel_stream.paying import Gain
-from adasel_stream.stopping import StopIndicator, gain_of_ratio
+from adasel_stream.stopping import StopIndicator
 
 HORIZON = 256
 """Batches within which a loss must improve by 1 %."""
@@ -129,8 +129,6 @@ def test_a_loss_that_falls_again_after_the_alarm_lowers_the_indicator() -> None:
         (Gain(-0.4, -0.5, -0.3), True),
         (Gain(0.4, 0.3, 0.5), False),
         (Gain(0.05, -0.2, 0.3), False),
-        (gain_of_ratio(1.02), True),
-        (gain_of_ratio(2.0), False),
     ],
 )
 def test_selection_must_have_nothing_to_prefer(gain: Gain | None, little: bool) -> None:
@@ -146,14 +144,6 @@ def test_a_gain_is_no_veto_where_nobody_asks_for_it() -> None:
     assert when
     assert stop.value >= 0.95
     assert StopIndicator().settings["least_gain"] is None
-
-
-def test_the_gain_of_a_ratio_is_that_of_its_chances() -> None:
-    """1 - Σ g²/p ÷ b Σ g² for chances p in proportion to gradient norms g."""
-    g = np.random.default_rng(0).gamma(1.0, size=50)
-    p = g / g.sum()
-    direct = 1 - (g**2 / p).sum() / (50 * (g**2).sum())
-    assert gain_of_ratio(math.sqrt(50 * (p**2).sum())).mean == pytest.approx(direct)
 
 
 def test_losses_that_are_not_finite_are_left_out_and_counted() -> None:

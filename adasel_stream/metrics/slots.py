@@ -234,8 +234,8 @@ class Metrics:
             self.policy_switches[watch.reason or "selection"] += 1
         self.gain_ratio = {n: v if math.isfinite(v) else None for n, v in gain._asdict().items()}
         self.fallback_ratio = {reason: float(reason == watch.reason) for reason in REASONS}
-        if watch.level[2]:
-            self.stream_loss = watch.level[0]
+        if not math.isnan(watch.stream_loss):
+            self.stream_loss = watch.stream_loss
 
     def observe_proxy(self, correlation: Correlation, *, alert: bool) -> None:
         """Take over how well a proxy score ranks rows, and whether that is too bad."""

@@ -5,16 +5,22 @@ import sys
 from pathlib import Path
 
 from benchmarks.evidence.contestants import CONTESTANTS
-from benchmarks.evidence.grid import Grid, run
+from benchmarks.evidence.grid import ROOT, Grid, run
 from benchmarks.evidence.problem import DataError
 from benchmarks.evidence.quick import check
 from benchmarks.evidence.report import render
 from benchmarks.evidence.store import Results, ResultsError
 from benchmarks.evidence.tasks import TASKS
 
-ROOT = Path(__file__).parents[2]
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 TIMED = ("uniform", "auto", "auto + serving", "unbiased", "unbiased + serving", "big_loss", "paper")
+"""Contestants that also run with the time that full training takes."""
+
+
+def beside(results: Path) -> Path:
+    """Name the folder for the page of a part of the grid."""
+    return results.with_name(f"{results.stem}-docs")
 
 
 def main() -> int:
@@ -26,8 +32,14 @@ def main() -> int:
     parser.add_argument(
         "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME"
     )
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), metavar="RATE")
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.4, 0.5], metavar="RATE"
+        "--timed-rates",
+        nargs="*",
+        type=float,
+        default=[0.2],
+        metavar="RATE",
+        help=f"at which {', '.join(TIMED)} also run for as long as full training",
     )
     parser.add_argument("--seeds", type=int, help="by default 10 on small tables, 5 elsewhere")
     parser.add_argument("--jobs", type=int, default=2, help="worker processes of one thread each")
@@ -35,7 +47,11 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="a small grid, and check its orderings"
     )
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where results.md goes")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        help="where results.md goes: by default docs/, or beside the results if only a part is run",
+    )
     options = parser.parse_args()
     try:
         if options.quick:
@@ -43,12 +59,15 @@ def main() -> int:
         results = Results(options.results)
         if not options.render:
             timed = [name for name in TIMED if name in options.contestants]
-            rates = [rate for rate in (0.2,) if rate in options.rates]
+            rates = [rate for rate in options.timed_rates if rate in options.rates]
             grid = Grid(
                 options.tasks, options.contestants, options.rates, options.seeds, timed, rates
             )
             run(grid, results, options.data, options.jobs)
-        render(results, options.docs)
+        whole = (options.tasks, options.contestants, options.rates) == (
+            *(list(TASKS), list(CONTESTANTS), list(RATES)),
+        )
+        render(results, options.docs or (ROOT / "docs" if whole else beside(options.results)))
     except (DataError, ResultsError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,5 +1,6 @@
 """Run the cells that are missing, in worker processes, with a bar that shows how far it is."""
 
+import hashlib
 import os
 import subprocess
 import threading
@@ -20,7 +21,9 @@ from benchmarks.evidence.store import Cell, Results
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.training import train, updates_of
 
-__all__ = ["Grid", "cells_of", "run"]
+__all__ = ["ROOT", "Grid", "cells_of", "revision_of", "run"]
+
+ROOT = Path(__file__).parents[2]
 
 NEEDS_IDS_AGAIN = ("auto + record", "loss_history", "infobatch rule")
 """Contestants that live on meeting an instance again, which a stream read once does not offer."""
@@ -87,7 +90,7 @@ def run(grid: Grid, results: Results, data: Path | None, jobs: int) -> None:
         DataError: a data set is missing or damaged; cells that were done are saved.
         ResultsError: what is there was run by other code.
     """
-    results.check(_revision())
+    results.check(revision_of(ROOT))
     missing = [cell for cell in cells_of(grid) if cell not in results.rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (
@@ -131,7 +134,7 @@ def _finished(
     """Keep the workers busy, and give rows as they come."""
     waiting = list(reversed(missing))
     under_way: dict[Future[dict[str, Any]], Cell] = {}
-    revision = _revision()
+    revision = revision_of(ROOT)
     while waiting or under_way:
         while waiting and len(under_way) < 2 * jobs:
             cell = waiting.pop()
@@ -187,17 +190,22 @@ def _rate_of(contestant: str, rate: float) -> float:
     return 1.0 if contestant == "full" else rate
 
 
-def _revision() -> str:
-    here = Path(__file__).parent
-    command = [
-        "git",
-        "-C",
-        str(here),
-        "describe",
-        "--always",
-        "--abbrev=7",
-        "--exclude=*",
-        "--dirty",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+def revision_of(root: Path) -> str:
+    """Name the code that decides results: the commit that changed it last, and what is not in one.
+
+    >>> revision_of(Path("/nowhere"))
+    'unknown'
+    """
+    commit = _git(root, "log", "-1", "--format=%h", "--abbrev=7").strip()
+    changes = _git(root, "diff", "HEAD")
+    changed = f"+{hashlib.sha256(changes.encode()).hexdigest()[:7]}" if changes else ""
+    return f"{commit}{changed}" if commit else "unknown"
+
+
+def _git(root: Path, *command: str) -> str:
+    """Ask git about the code."""
+    paths = ("--", "adasel_stream", "benchmarks/evidence")
+    done = subprocess.run(
+        ["git", "-C", str(root), *command, *paths], capture_output=True, text=True, check=False
+    )
+    return done.stdout

@@ -41,6 +41,7 @@ CAVEATS = (
     "Single methods choose from as many candidates as make one batch (the window is the batch "
     "over the rate), also those of the paper and `paper` itself, where the paper chooses from "
     "each batch of candidates alone.",
+    "Equal time is run by a few contestants, at one rate.",
     "`auto + serving` and `unbiased + serving` have losses of all candidates from a serving "
     "process whose model is up to 20 updates old; its passes are nobody's cost, since it serves"
     " anyhow. `auto + record` has only the losses of the trainer's own passes, and has nothing "
@@ -62,7 +63,11 @@ def render(results: Results, docs: Path) -> None:
     Args:
         results: what there is; tables leave out what is missing.
         docs: folder that is made where it is missing.
+
+    Raises:
+        ResultsError: there is nothing; no page is overwritten.
     """
+    results.require()
     order = list(CONTESTANTS)
     higher = {name: task.better == "higher" for name, task in TASKS.items()}
     standings = Standings(results.rows, higher, order)
@@ -184,6 +189,8 @@ def _times(standings: Standings) -> list[str]:
             "uniform sampling in the same time.",
             sections.time_table(standings, epochs),
         ]
+    else:
+        parts += ["### At full training's time", "Not run."]
     if epochs:
         names = [name for name in ("full", "uniform", *STREAMERS) if name in standings.contestants]
         parts += [

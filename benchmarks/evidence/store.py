@@ -68,6 +68,19 @@ class Results:
             for row in _read(path):
                 self.rows[Cell(*(row[name] for name in Cell._fields))] = row
 
+    def require(self) -> None:
+        """Refuse to show nothing.
+
+        Raises:
+            ResultsError: there are no rows.
+        """
+        if not self.rows:
+            raise ResultsError(
+                f"{self._path} {'has no rows' if self._path.exists() else 'is missing'}, so there "
+                "is nothing to show; name a file of results by --results, such as "
+                "docs/results/evidence.parquet"
+            )
+
     def check(self, revision: str) -> None:
         """Refuse to go on with results of other code, with which no comparison would be fair.
 

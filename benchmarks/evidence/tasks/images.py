@@ -3,11 +3,14 @@
 import gzip
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +21,9 @@ __all__ = ["CIFAR10", "FASHION"]
 
 CLASSES = 10
 KEPT_ASIDE = 5_000
+
+IMAGES = 5_000
+"""Images in each file of CIFAR-10, at least."""
 
 
 @lru_cache(maxsize=8)
@@ -33,8 +39,10 @@ def idx(path: Path) -> Tensor:
         kind, dimensions = raw[2], raw[3]
         shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
         values = np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
+    except (OSError, EOFError, ValueError, IndexError, struct.error, zlib.error) as error:
         raise DataError(f"{path} is no whole file of the MNIST family: {error}") from error
+    if not values.size:
+        raise DataError(f"{path} holds nothing, its shape is {shape}")
     if kind != 8:
         raise DataError(f"{path} holds values of kind {kind}, expected 8, unsigned bytes")
     return torch.from_numpy(values.copy())
@@ -131,10 +139,26 @@ def cifar_files(data: Path | None, part: str, files: int) -> tuple[Tensor, Tenso
                 with Image.open(io.BytesIO(raw)) as image:
                     images.append(np.asarray(image.convert("RGB").reduce(2)))
             labels += table["label"].to_pylist()
+            _check_cifar(images, labels, (number + 1) * IMAGES)
         except Exception as error:  # whatever a damaged file makes a decoder raise
             raise DataError(f"{path} is no whole part of CIFAR-10: {error}") from error
     x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
     return (x - 0.47) / 0.25, torch.tensor(labels)
+
+
+def _check_cifar(images: list[npt.NDArray[np.uint8]], labels: list[Any], least: int) -> None:
+    """Make sure that pictures and labels are CIFAR-10's.
+
+    Raises:
+        ValueError: they are others, or fewer than `least`.
+    """
+    if len(labels) < least:
+        raise ValueError(f"it has too few rows, {IMAGES:,} are expected in each file")
+    if {image.shape for image in images} != {(16, 16, 3)}:
+        raise ValueError("some images are not of 32 x 32 pixels")
+    wrong = [label for label in labels if label not in range(CLASSES)]
+    if wrong:
+        raise ValueError(f"it has the label {wrong[0]!r}, expected whole numbers below {CLASSES}")
 
 
 class Convolutions(nn.Sequential):

@@ -27,7 +27,9 @@ def line(_data: Path | None, seed: int) -> Problem:
     return Problem(train, test, aside, lambda: perceptron(1, 32, 1), squared_losses, squared_error)
 
 
-def bike(path: Path, features: tuple[str, ...], scale: float) -> tuple[Tensor, Tensor]:
+def bike(
+    path: Path, features: tuple[str, ...], scale: float, expected: int
+) -> tuple[Tensor, Tensor]:
     """Read bike sharing: features scaled to mean 0 and deviation 1, and rentals.
 
     Raises:
@@ -42,8 +44,8 @@ def bike(path: Path, features: tuple[str, ...], scale: float) -> tuple[Tensor, T
         raise DataError(f"{path} is not the bike sharing table: {error!r}") from error
     if not (x.isfinite().all() and y.isfinite().all()):
         raise DataError(f"{path} is not the bike sharing table: some values are no numbers")
-    if len(rows) < 100:
-        raise DataError(f"{path} has {len(rows)} rows, the bike sharing table has 731 or 17,379")
+    if len(rows) != expected:
+        raise DataError(f"{path} has {len(rows)} rows, the bike sharing table has {expected:,}")
     return (x - x.mean(0)) / x.std(0).clamp(min=1e-6), y
 
 
@@ -55,7 +57,7 @@ DAILY = (
 
 def bike_daily(data: Path | None, seed: int) -> Problem:
     """Take four fifths of the days at random for training."""
-    x, y = bike(file_of(data, "bike", "day.csv"), DAILY, 1000.0)
+    x, y = bike(file_of(data, "bike", "day.csv"), DAILY, 1000.0, 731)
     order = torch.randperm(len(y), generator=generator(seed))
     parts = order.tensor_split([534, 584])
     train, aside, test = ({"x": x[part], "y": y[part] - y.mean()} for part in parts)
@@ -69,7 +71,7 @@ def bike_hourly(data: Path | None, seed: int) -> Problem:
     The first tenth warms up. Every seed begins at another hour of the first month, so that paired
     runs differ in more than their first weights.
     """
-    x, y = bike(file_of(data, "bike", "hour.csv"), (*DAILY, "hr"), 100.0)
+    x, y = bike(file_of(data, "bike", "hour.csv"), (*DAILY, "hr"), 100.0, 17_379)
     angle = x[:, -1:] * 1.82  # a day's hours are 24 places on a circle, 13.16 radians scaled
     x = torch.cat([x, *(f(k * angle) for k in (1, 2, 3) for f in (torch.sin, torch.cos))], 1)
     start = 24 * int(torch.randint(30, (), generator=generator(seed)))
