@@ -7,8 +7,10 @@ departure from the printed paper is listed with its reason in docs/algorithm.md.
 Letters: b candidates, k selected, M methods. Source: section 3.2 of the paper.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -21,6 +23,8 @@ from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.paying import Rules
 from adasel_stream.types import LossBatch, Method, Preference, Selection, State
 from adasel_stream.updates import Learn, Update, mixed
+
+_log = logging.getLogger(__name__)
 
 __all__ = [
     "Policy",
@@ -230,8 +234,19 @@ def _prefer(name: str, method: Method, batch: LossBatch) -> Preference:
         )
     # a preference that is NaN counts as the least; infinities as the most and the least
     bound = 1e30
+    if wanted.device.type == "cpu" and wanted.isnan().any():
+        _tell_once(name)
     values = wanted.detach().to(batch.losses.dtype).nan_to_num(-bound, bound, -bound)
     return Preference(values=lambda: values)
+
+
+@cache
+def _tell_once(name: str) -> None:
+    _log.warning(
+        "method %r prefers some rows by NaN, which counts as the least: a logarithm or a root of "
+        "what is negative, perhaps",
+        name,
+    )
 
 
 def _unless_empty(batch: LossBatch, after: State, before: State) -> State:

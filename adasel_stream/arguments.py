@@ -58,7 +58,7 @@ def number(name: str, value: object) -> float:
     Traceback (most recent call last):
     TypeError: decay must be a number, got str
     """
-    if not isinstance(value, (int, float, np.floating)):
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
     return float(value)
 

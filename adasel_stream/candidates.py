@@ -41,7 +41,10 @@ class Candidates:
 
     def __init__(self, source: Iterable[Batch], *, replay: bool = False) -> None:
         if not isinstance(source, Iterable):
-            raise TypeError(f"source must be an iterable of batches, got {type(source).__name__}")
+            hint = "; call it, and pass what it gives" if callable(source) else ""
+            raise TypeError(
+                f"source must be an iterable of batches, got {type(source).__name__}{hint}"
+            )
         self._source = source
         self._replay = replay
         self._iterator: Iterator[Batch] | None = None

@@ -1,6 +1,7 @@
 """The policy at work: how many rows of each candidate batch, which, and what came of them."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import kept_at
+from adasel_stream.errors import ScoreError
 from adasel_stream.last_layer import gradient_norms
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
@@ -24,6 +26,9 @@ _log = logging.getLogger(__name__)
 _SEEDS = 2**63
 
 _TENSORS = ("log_weights", "method_losses", "trend")
+
+_BARREN = 100
+"""After so many windows without a finite loss none is waited for."""
 
 _WINDOW = 4096
 """Losses of so many rows that came last are kept for methods that compare with them."""
@@ -71,6 +76,7 @@ class Chooser:
         self._seed = seed
         self._state: State | None = None
         self._generator: torch.Generator | None = None
+        self._barren = 0
         self._warned = False
         self._window: Tensor | None = None
         self._foreseen = False
@@ -127,13 +133,7 @@ class Chooser:
         norms = None if last is None else gradient_norms(last)
         rows, usable = losses.shape[0], _count_finite(losses, norms)
         k = self._quota.take(rows if usable is None else usable)
-        if usable == 0 and not self._warned:
-            self._warned = True
-            _log.warning(
-                "none of the %d losses of a candidate batch is finite, so nothing is chosen from "
-                "it; adasel_samples_dropped_total counts such rows",
-                rows,
-            )
+        self._look_at_broken(rows, usable)
         if k == 0:
             return None
         state, generator = self._prepare(losses)
@@ -170,6 +170,20 @@ class Chooser:
             self._state = replace(state, step=after.step)
         return chosen
 
+    def require_finite(self) -> None:
+        """Give up where no loss has been finite for so long that none will be.
+
+        Raises:
+            ScoreError: nothing could be chosen from the last hundred windows.
+        """
+        if self._barren >= _BARREN:
+            self._barren = 0
+            raise ScoreError(
+                f"none of the losses of the last {_BARREN} windows is finite, so that nothing "
+                "could be chosen; look whether the model's weights are, and go on from a snapshot "
+                "of before"
+            )
+
     def hear(
         self,
         variances: tuple[float, float] | None,
@@ -189,7 +203,7 @@ class Chooser:
         rules = self._policy.watch
         if rules is None:
             return
-        before = self._watch.reason
+        before = self._watch
         self._watch = after_batch(
             self._watch,
             rules,
@@ -198,7 +212,7 @@ class Chooser:
             nonfinite=nonfinite,
             trained=trained,
         )
-        self._tell(before)
+        self._tell(before, mean)
 
     def hear_costs(self, *, selecting_s: float, training_s: float) -> None:
         """Take in the seconds that finding and that training emitted rows took lately."""
@@ -206,7 +220,7 @@ class Chooser:
 
     def give_up(self) -> None:
         """Draw evenly from now on: the arithmetic says that selection cannot pay."""
-        before = self._watch.reason
+        before = self._watch
         self._watch = replace(self._watch, reason="cost")
         self._tell(before)
 
@@ -264,15 +278,56 @@ class Chooser:
         seen = torch.where(torch.isfinite(losses), losses, torch.nan)
         self._window = torch.cat([self._window.to(losses.device), seen])[-_WINDOW:]
 
-    def _tell(self, before: str) -> None:
-        """Log a change of mind."""
-        now = self._watch.reason
-        if now == before:
+    def _look_at_broken(self, rows: int, usable: int | None) -> None:
+        """Tell once of losses that are not finite, until all are again; count barren windows."""
+        if usable is None or usable == rows:
+            self._warned, self._barren = False, 0
             return
-        if now:
-            _log.warning("rows are drawn evenly from now on, because of %s: %s", now, _WHY[now])
-        else:
-            _log.info("rows are drawn by their losses again; %s is over", before)
+        self._barren = 0 if usable else self._barren + 1
+        if not self._warned:
+            self._warned = True
+            _log.warning(
+                "%s of the %d losses of a window are not finite; such rows are not chosen, and "
+                "adasel_samples_dropped_total counts them",
+                "all" if usable == 0 else rows - usable,
+                rows,
+            )
+
+    def _tell(self, before: Watch, mean: float = math.nan) -> None:
+        """Log a change of mind, with the numbers behind it."""
+        now, rules = self._watch, self._policy.watch
+        if now.reason == before.reason or rules is None:
+            return
+        window = 0 if self._state is None else self._state.step
+        gain = gain_of(now, rules)
+        measured = (
+            f"the gain over uniform sampling, by {rules.judged_by}, is {gain.mean:.2g}, from "
+            f"{gain.low:.2g} to {gain.high:.2g}"
+        )
+        level = f"the mean loss is {mean:.4g}, where {before.stream_loss:.4g} was usual"
+        broken = f"{now.nonfinite:.1%} of the last losses are not finite"
+        if not now.reason:
+            over = {
+                "no_gain": measured,
+                "nonfinite_loss": f"only {broken}",
+                "drift": f"the mean loss of now, {now.stream_loss:.4g}, counts as usual",
+            }
+            _log.warning(
+                "window %d: rows are drawn by their losses again, %s is over: %s",
+                *(window, before.reason, over[before.reason]),
+            )
+            return
+        why = {
+            "no_gain": f"{measured}; one window in {rules.probe_every} is scored to see whether "
+            "that changes",
+            "nonfinite_loss": f"{broken}, more than {rules.nonfinite:.0%}",
+            "drift": f"{level}; for {rules.hold} windows, then the level of now is the usual one",
+            "cost": "at this sampling rate scoring costs at least as much as it spares",
+        }
+        _log.warning(
+            "window %d: rows are drawn evenly from now on, because of %s: %s",
+            *(window, now.reason, why[now.reason]),
+        )
 
     def _prepare(self, losses: Tensor) -> tuple[State, torch.Generator]:
         """Give the state and the generator, on the device of the losses."""
@@ -287,14 +342,6 @@ class Chooser:
             if self._draws is not None and self._draws["device"] == device.type:
                 self._generator.set_state(self._draws["state"])
         return state, self._generator
-
-
-_WHY = {
-    "no_gain": "the interval of the gain over uniform sampling excludes a gain",
-    "nonfinite_loss": "too many losses are not finite",
-    "drift": "the losses rose far above what they were",
-    "cost": "selection costs at least as much as it spares",
-}
 
 
 def _count_finite(losses: Tensor, norms: Tensor | None) -> int | None:

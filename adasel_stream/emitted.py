@@ -34,8 +34,8 @@ class Emitted(NamedTuple):
         recorded: what the record had held, shape (batch_size, 2), float32: the loss, NaN where it
             was unknown, and its age in seconds; None without a record.
         proposed: for rows of the control arm the π that the scores would have given, where no last
-            layer of all candidates has told the gain; NaN for others, shape (batch_size,); None
-            without a control arm.
+            layer of all candidates has told the gain, and infinity where there were no scores; NaN
+            for others, shape (batch_size,); None without a control arm.
         heard: rows of windows whose mean loss was heard when they were scored, shape (batch_size,),
             bool; None without a control arm.
         proxied: what a proxy had given, shape (batch_size,), or None where the score is none.

@@ -1,5 +1,6 @@
 """Guards of a choice as a user declares them, and what they look at in each candidate batch."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,12 +10,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adasel_stream.arguments import number
 from adasel_stream.errors import BatchError
 from adasel_stream.guards import top_loss
 from adasel_stream.repeats import Repeats
 from adasel_stream.types import Batch, Bounds, LossBatch
 
 __all__ = ["Guarding", "Guards"]
+
+_log = logging.getLogger(__name__)
 
 _MOST_SLICES: Final = 16
 
@@ -26,11 +30,6 @@ _SLICES: Final = (
     "a mapping from names to pairs of a function of a batch and a rate, such as "
     "{'new_users': (lambda b: b['age_days'] < 7, 0.5)}"
 )
-
-
-def _check_number(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
 
 
 def _whole(value: object) -> bool:
@@ -75,8 +74,8 @@ class Guards:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        for name, number in (("cap", self.cap), ("tail", self.tail)):
-            _check_number(name, number)
+        for name, share in (("cap", self.cap), ("tail", self.tail)):
+            number(name, share)
         if self.repeats is not None and not _whole(self.repeats):
             raise TypeError(
                 f"repeats must be a whole number or None, got {type(self.repeats).__name__}"
@@ -96,10 +95,12 @@ class Guards:
         if len(self.slices) > _MOST_SLICES:
             raise ValueError(f"at most {_MOST_SLICES} slices can be named, got {len(self.slices)}")
         for name, slice_ in self.slices.items():
+            if not isinstance(name, str):
+                raise TypeError(f"the name of a slice must be a string, got {name!r}")
             if not (isinstance(slice_, tuple) and len(slice_) == 2 and callable(slice_[0])):
                 raise TypeError(f"slices must be {_SLICES}, got {slice_!r} for {name!r}")
             _, rate = slice_
-            _check_number(f"the rate of slice {name!r}", rate)
+            number(f"the rate of slice {name!r}", rate)
             if not 0 <= rate <= 1:
                 raise ValueError(f"the rate of slice {name!r} must be in [0, 1], got {rate}")
 
@@ -109,10 +110,15 @@ class Guards:
         return tuple(self.slices)
 
     @property
+    def promised(self) -> list[tuple[str, float]]:
+        """Names of the slices and the rates they are to be chosen at, in order."""
+        return [(name, rate) for name, (_, rate) in self.slices.items()]
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The numbers, in plain data; a snapshot is only loaded under those it was taken with."""
-        rates = {name: rate for name, (_, rate) in self.slices.items()}
-        return {"cap": self.cap, "tail": self.tail, "repeats": self.repeats, "slices": rates}
+        shares = {"cap": self.cap, "tail": self.tail, "repeats": self.repeats}
+        return {**shares, "slices": dict(self.promised)}
 
 
 class Guarding:
@@ -129,6 +135,18 @@ class Guarding:
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.repeats = None if guards.repeats is None else Repeats()
+
+    def warn(self, sampling_rate: float) -> None:
+        """Say what cannot have an effect at this rate."""
+        own = self.guards
+        if own.cap < 1 and own.repeats is None and own.cap * sampling_rate >= own.tail:
+            _log.warning(
+                "guards: cap=%g cannot bind at sampling_rate=%g, since %.3g of the candidates may "
+                "be chosen rows of the tail, which are %g of them; raise tail above that, or lower "
+                "cap below %.3g",
+                *(own.cap, sampling_rate, own.cap * sampling_rate, own.tail),
+                own.tail / sampling_rate,
+            )
 
     def members(self, batch: Batch, rows: int, device: torch.device) -> Tensor:
         """Ask the slices for their members, shape (S, b), bool.

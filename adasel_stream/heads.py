@@ -65,8 +65,8 @@ def find_head(model: nn.Module, score: Callable[[], Scored]) -> Found:
         found = _found(watched(layers, score), model)
     if found.sure and (after := _parameters_after(found.seen, model)):
         _log.warning(
-            "gradients are those of the last linear layer of %s, after which %d parameters "
-            "still act, such as %s; for those of the last layer, %s",
+            "gradients are those of the last linear layer of %s, after which other "
+            "parameters still act (%d), such as %s; for those of the last layer, %s",
             *(type(model).__name__, len(after), after[0], _ADVICE),
         )
     return found

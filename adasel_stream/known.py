@@ -25,13 +25,11 @@ from adasel_stream.lookups import Float32s, Int64s, Lookups
 from adasel_stream.rows import Leaves, chosen_rows, row_count
 from adasel_stream.scorers import Score, as_scored, checked
 from adasel_stream.types import Batch, Scored
+from adasel_stream.windows import MOST_BYTES
 
 __all__ = ["Failure", "Judged", "KnownLosses"]
 
 _log = logging.getLogger(__name__)
-
-_MOST_BYTES: Final = 1 << 30
-"""What the last layer of a window of several batches may take, in bytes."""
 
 _WARNED: Final = 1000
 """So many candidates, none of which is known, are no accident."""
@@ -277,8 +275,12 @@ class KnownLosses:
         """Ask for the reference losses of a batch, shape (b,), float32."""
         assert self._reference is not None, "who asks has looked"
         rows = _rows_of(batch)
-        with torch.no_grad():
-            losses = self._reference(batch)
+        try:
+            with torch.no_grad():
+                losses = self._reference(batch)
+        except Exception as error:
+            error.add_note("It came from the function given as reference=, called with a batch.")
+            raise
         if not isinstance(losses, Tensor) or losses.shape != (rows,):
             shape = getattr(losses, "shape", None)
             came = type(losses).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
@@ -367,7 +369,7 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     if len(residuals) < len(parts) or len(features) < len(parts):
         return Scored(losses)
     held = sum(one.nbytes for one in (*residuals, *features))
-    if held > _MOST_BYTES:
+    if held > MOST_BYTES:
         _log_once(held)
         return Scored(losses)
     return Scored(losses, torch.cat(residuals), torch.cat(features))
@@ -379,7 +381,7 @@ def _log_once(held: int) -> None:
         "the last layer of a window's candidates would take %.1f GB, which is more than %.1f GB: "
         "rows are chosen by their losses; pass a smaller window= to choose by gradients",
         held / 1e9,
-        _MOST_BYTES / 1e9,
+        MOST_BYTES / 1e9,
     )
 
 

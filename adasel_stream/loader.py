@@ -126,9 +126,10 @@ class SelectingLoader:
                 f"reference= is given, and none of the methods {list(named)} looks at it; pass "
                 "methods= with 'reducible_loss', or leave it out"
             )
-        scorer = scorer_for(
-            score, model, autocast=autocast, last_layer=last_layer_for(wanted, record is not None)
-        )
+        last_layer = last_layer_for(wanted, record is not None)
+        if model is None and (record is not None or isinstance(score, Proxy)):
+            last_layer = False  # nobody expects one
+        scorer = scorer_for(score, model, autocast=autocast, last_layer=last_layer)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         watched = StopIndicator() if stop is None else stop
         _check_type("stop", watched, StopIndicator, "StopIndicator(callback)")
@@ -145,6 +146,9 @@ class SelectingLoader:
                 "or pass both"
             )
         home = None if device is None else usable(device)
+        guarding = None if guards is None else Guarding(guards)
+        if guarding is not None:
+            guarding.warn(sampling_rate)
         self._decoder = decoder_for(decode, source, home, self.metrics.decode_rows)
         self._selector = Selector(
             KnownLosses(scorer, lookups, self._decoder, reference_for(reference, ids, wanted)),
@@ -153,7 +157,7 @@ class SelectingLoader:
             device=home,
             decoder=self._decoder,
             stop=watched,
-            guarding=None if guards is None else Guarding(guards),
+            guarding=guarding,
             proxy=ProxyWatch(score.floor) if isinstance(score, Proxy) else None,
             metrics=self.metrics,
         )
@@ -382,8 +386,8 @@ class SelectingLoader:
             self._selector.choose()
         return True
 
-    def _take(self) -> int:
-        """Take the next candidate batch into the window, and say how many rows it has."""
+    def _take(self) -> tuple[int, int]:
+        """Take the next candidate batch into the window, and say how many rows and bytes it has."""
         with self.metrics.phase("data_wait"):
             batch = self._candidates.next()
         return self._selector.take(batch)

@@ -26,6 +26,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal, NamedTuple
 
+from adasel_stream.arguments import number
+
 __all__ = ["REASONS", "Gain", "Rules", "Watch", "after_batch", "after_costs", "gain_of"]
 
 REASONS: Final = ("no_gain", "nonfinite_loss", "drift", "cost")
@@ -63,6 +65,7 @@ class Rules:
 
     Raises:
         ValueError: a value out of its range.
+        TypeError: a share that is no number.
     """
 
     control: float = 0.05
@@ -77,7 +80,7 @@ class Rules:
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         for name in ("control", "nonfinite"):
-            share = getattr(self, name)
+            share = number(name, getattr(self, name))
             if not 0 < share < 1:
                 raise ValueError(f"{name} must be in (0, 1), got {share}")
         for name in ("window", "least", "hold", "compare_every", "probe_every"):
@@ -89,7 +92,12 @@ class Rules:
 
 
 class Gain(NamedTuple):
-    """Gain over uniform sampling with an interval of two standard errors; NaN where unknown."""
+    """Gain over uniform sampling with an interval of two standard errors; NaN where unknown.
+
+    It is the share of uniform sampling's gradient noise that selection removes, at most 1 and below
+    0 where selection adds to it. Judged by time, the noise is first multiplied by one plus the
+    seconds of selecting for each of training: uniform sampling trains on so many more rows.
+    """
 
     mean: float
     low: float
@@ -240,7 +248,7 @@ def _with_variances(watch: Watch, rules: Rules, ours: float, even: float, kind: 
     scales = tuple(scale if number == kind else one for number, one in enumerate(watch.scales))
     watch, ours, even = replace(watch, scales=scales), ours / scale, even / scale
     # probes are few: what was seen before the fall back must not hold up the return
-    window = rules.window if watch.selecting else min(rules.window, 2 * rules.least)
+    window = rules.window if watch.selecting else min(rules.window, rules.least)
     new = (ours, even, ours * ours, ours * even, even * even)
     sums = _faded(watch.sums, new, window)
     recent = _faded(watch.recent, new, min(rules.least, window))

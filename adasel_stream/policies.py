@@ -9,6 +9,7 @@ from typing import Literal
 
 from adasel_stream import draw, importances
 from adasel_stream.adaselection import Policy, curriculum, expected_losses, picked_losses
+from adasel_stream.arguments import number
 from adasel_stream.kernel import unbiased_by_ranks
 from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.paying import Rules
@@ -171,9 +172,9 @@ def auto(
 
 
 def _check_exploration(exploration: float, floor: float) -> None:
-    if not 0 < exploration <= 1:
+    if not 0 < number("exploration", exploration) <= 1:
         raise ValueError(f"exploration must be in (0, 1], got {exploration}")
-    if not 0 <= floor < 1:
+    if not 0 <= number("floor", floor) < 1:
         raise ValueError(f"floor must be in [0, 1/M], got {floor}")
 
 

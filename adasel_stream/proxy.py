@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 from torch import Tensor
 
+from adasel_stream.arguments import number
 from adasel_stream.scorers import Score
 from adasel_stream.spearman import UNKNOWN, Correlation, Floats, jackknifed, rank_products
 from adasel_stream.types import Batch, Scored
@@ -172,7 +173,7 @@ class ProxyWatch:
             return
         self.alerts += 1
         _log.warning(
-            "the proxy no longer ranks rows as the model's losses do: %s. Rows are drawn without "
+            "the proxy does not rank rows as the model's losses do: %s. Rows are drawn without "
             "bias all the same, but selection gains little; train the proxy anew or score by the "
             "model",
             self._told(),
@@ -186,5 +187,5 @@ class ProxyWatch:
 
 
 def _check_floor(floor: float) -> None:
-    if not 0 <= floor < 1:
+    if not 0 <= number("floor", floor) < 1:
         raise ValueError(f"floor must be in [0, 1), got {floor}")

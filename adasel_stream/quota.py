@@ -3,6 +3,8 @@
 import math
 from fractions import Fraction
 
+from adasel_stream.arguments import number
+
 __all__ = ["Quota", "half_up"]
 
 _LARGEST_DENOMINATOR = 10**12
@@ -36,8 +38,7 @@ class Quota:
     """
 
     def __init__(self, sampling_rate: float, *, whole_batches: bool = False) -> None:
-        if not isinstance(sampling_rate, float | int) or isinstance(sampling_rate, bool):
-            raise TypeError(f"sampling_rate must be a number, got {type(sampling_rate).__name__}")
+        sampling_rate = number("sampling_rate", sampling_rate)
         if not 0 < sampling_rate <= 1:
             raise ValueError(f"sampling_rate must be in (0, 1], got {sampling_rate}")
         self.sampling_rate = sampling_rate

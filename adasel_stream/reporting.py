@@ -1,6 +1,8 @@
 """What selection tells the metrics and the record, without waiting for the device."""
 
+import logging
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +21,12 @@ from adasel_stream.types import Selection
 
 __all__ = ["Reporting"]
 
+_log = logging.getLogger(__name__)
+
+_ENOUGH: Final = 1000
+_SHORT: Final = 0.8
+"""A slice is short once so many rows were seen and less than this share of its rate chosen."""
+
 _TINY: Final = float(np.finfo(np.float32).tiny)
 
 
@@ -33,6 +41,7 @@ class Reporting:
         stop: told whether there is anything left to learn.
         proxied: whether scored losses are a proxy's and not the model's own: what they say of the
             model is then left to the control arm.
+        promised: names of slices and the rates that they are to be chosen at.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class Reporting:
         stop: StopIndicator,
         *,
         proxied: bool,
+        promised: Sequence[tuple[str, float]] = (),
     ) -> None:
         self._metrics = metrics
         self._late = late
@@ -51,6 +61,8 @@ class Reporting:
         self._chooser = chooser
         self._stop = stop
         self._proxied = proxied
+        self._promised = promised
+        self._short: set[str] = set()
 
     def count(self, judged: Judged) -> None:
         """Count candidates by where their losses come from."""
@@ -118,8 +130,24 @@ class Reporting:
                 [before + more for before, more in zip(held, new.tolist(), strict=True)]
                 for held, new in both
             )
+            self._look_at_slices()
 
         self._late.send((seen, selected), arrive)
+
+    def _look_at_slices(self) -> None:
+        """Tell once of each slice that gets much less than it was promised."""
+        seen, selected = self._metrics.slice_seen, self._metrics.slice_selected
+        for number, (name, rate) in enumerate(self._promised):
+            if name not in self._short and seen[number] >= _ENOUGH:
+                share = selected[number] / seen[number]
+                if share < _SHORT * rate:
+                    self._short.add(name)
+                    _log.warning(
+                        "guards: slice %r is to be chosen at %g, and %.2g of its %d rows were: all "
+                        "slices together ask for more than is chosen; lower their rates, or raise "
+                        "sampling_rate",
+                        *(name, rate, share, seen[number]),
+                    )
 
     def compare(self, last: Emitted, losses: Tensor) -> None:
         """Hear from fresh losses of the control arm, shape (batch_size,), whether selection pays.
@@ -141,11 +169,12 @@ class Reporting:
         news = ~last.heard.to(losses.device, non_blocking=True)
         # guards may have moved rows of the arm: their weights undo it
         weights = torch.where(control, weights, 0.0)
-        g = weights * torch.where(control, losses, 0.0).square()
+        judged = control & torch.isfinite(proposed)
+        g = torch.where(judged, weights * losses.square(), 0.0)
         sums = [
-            (g * (1 / torch.where(control, proposed, 1.0) - 1)).sum(),
-            (g * (1 / torch.where(control, even, 1.0) - 1)).sum(),
-            weights.sum(),
+            (g * (1 / torch.where(judged, proposed, 1.0) - 1)).sum(),
+            (g * (1 / torch.where(judged, even, 1.0) - 1)).sum(),
+            judged.sum(),
             (news * weights * torch.where(control, losses, 0.0)).sum(),
             (news * weights).sum(),
             (news & filled & ~finite).sum(),

@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import wraps
 from typing import Literal, TypeAlias
 
 import torch
@@ -182,10 +183,30 @@ def scorer_for(
     if model is None:
         if autocast is not None:
             raise ValueError("autocast= needs model=, whose forward pass it is for")
-        return score
+        return _telling(score) if last_layer == "if any" and callable(score) else score
     if score is None:
         raise ValueError("model= needs score=, the function that gets losses from it")
     return ModelScorer(score, model, autocast=autocast, last_layer=last_layer)
+
+
+def _telling(score: Score) -> Score:
+    """Say once that the policy could do more, where a score gives losses alone."""
+    told = False
+
+    @wraps(score)
+    def scored(batch: Batch) -> Scored:
+        nonlocal told
+        result = as_scored(score(batch))
+        if result.last_layer is None and not told:
+            told = True
+            _log.warning(
+                "rows are chosen by their losses alone, which gains less than by gradients of the "
+                "last layer: pass model=, which score calls, or let score return Scored(losses, "
+                "residuals, features)"
+            )
+        return result
+
+    return scored
 
 
 def as_scored(result: Tensor | Scored) -> Scored:

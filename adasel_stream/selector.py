@@ -86,7 +86,9 @@ class Selector:
         self._guarding = guarding
         self._proxy = proxy
         self._reporting = Reporting(
-            metrics, self._late, known.lookups, chooser, stop, proxied=proxy is not None
+            *(metrics, self._late, known.lookups, chooser, stop),
+            proxied=proxy is not None,
+            promised=() if guarding is None else guarding.guards.promised,
         )
 
     @property
@@ -144,11 +146,11 @@ class Selector:
         taken = {name: leaves.pop(name) for name in Emitted._fields if name in leaves}
         return trees.rebuild(self._template, leaves), Emitted(**cast("dict[str, Any]", taken))
 
-    def take(self, batch: Batch) -> int:
+    def take(self, batch: Batch) -> tuple[int, int]:
         """Look up a candidate batch and let it wait for the others of its window.
 
         Returns:
-            how many rows it has.
+            how many rows it has, and how many bytes its tensors and arrays take.
 
         Raises:
             BatchError: the batch cannot be used; it is left out.
@@ -156,7 +158,7 @@ class Selector:
         leaves = trees.flatten(batch)
         rows = row_count(leaves)
         if rows == 0:
-            return 0
+            return 0, 0
         with self._metrics.phase("score"):
             lookups = self._known.lookups
             ids = None if lookups is None else lookups.recognise(batch, rows)
@@ -164,7 +166,7 @@ class Selector:
                 batch, leaves = self._placed(batch, leaves)
             self._expect(batch, leaves, rows)
         self._window.append((batch, leaves, ids))
-        return rows
+        return rows, sum(getattr(leaf, "nbytes", 0) for leaf in leaves.values())
 
     def choose(self) -> None:
         """Find the losses of the window, choose from it and keep what was chosen.
@@ -343,6 +345,7 @@ class Selector:
         self._reporting.report(judged, chosen, members)
         self._late.poll()
         self._metrics.telemetry_lag_parcels = len(self._late)
+        self._chooser.require_finite()
 
     def _bounds(self, judged: Judged) -> tuple[Callable[[LossBatch], Bounds] | None, Tensor | None]:
         """Say what a choice is held to, and who belongs to which slice, shape (S, b)."""
@@ -376,7 +379,10 @@ class Selector:
             # the last layer of all candidates has told already
             told = fresh and self._proxy is None and judged.scored.last_layer is not None
             unknown = torch.full_like(chosen.proposed, torch.nan)
-            remembered["proposed"] = unknown if told else chosen.proposed
+            proposed = chosen.proposed
+            if not judged.known:  # the arm is all rows, and no scores proposed anything
+                proposed = torch.full_like(unknown, torch.inf)
+            remembered["proposed"] = unknown if told else proposed
             heard = fresh and self._proxy is None
             remembered["heard"] = torch.full_like(unknown, heard, dtype=torch.bool)
         # on a CPU no more rows were asked for than may be chosen

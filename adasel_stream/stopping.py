@@ -31,6 +31,7 @@ confidences; Page 1954 for the cumulative sum. The paper names such an indicator
 (section 5) and leaves open what it is.
 """
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from adasel_stream.arguments import number
 from adasel_stream.paying import Gain
 from adasel_stream.trend import error_of, normal, student, trend_of
 from adasel_stream.types import LARGEST_LOSS
@@ -114,7 +116,8 @@ class StopIndicator:
 
     Raises:
         ValueError: an argument out of its range.
-        TypeError: a horizon that is no whole number, or a callback that cannot be called.
+        TypeError: a horizon that is no whole number, another argument that is none, or a callback
+            that cannot be called with a sentence.
 
     Source: section 5, and the sources that the module names.
 
@@ -141,6 +144,8 @@ class StopIndicator:
                 "on_little_left must be a function of a sentence, got "
                 f"{type(on_little_left).__name__}"
             )
+        if on_little_left is not None:
+            _check_takes_a_sentence(on_little_left)
         if not isinstance(horizon, int) or isinstance(horizon, bool):
             raise TypeError(f"horizon must be a whole number, got {type(horizon).__name__}")
         if horizon < 2 * _BLOCKS:
@@ -150,7 +155,7 @@ class StopIndicator:
             ("least_gain", least_gain, 0.0),
             ("confidence", confidence, 0.5),
         ):
-            if share is not None and not least < share < 1:
+            if share is not None and not least < number(name, share) < 1:
                 raise ValueError(f"{name} must be in ({least:g}, 1), got {share}")
         self._on_little_left = on_little_left
         self._horizon = horizon
@@ -288,6 +293,24 @@ class StopIndicator:
                 _log.exception(
                     "on_little_left raised; training goes on, and later ones are counted"
                 )
+
+
+def _check_takes_a_sentence(callback: Callable[[str], object]) -> None:
+    """Find out now, as it may be called in weeks only.
+
+    Raises:
+        TypeError: it takes no argument, or more than one.
+    """
+    try:
+        taken = inspect.signature(callback)
+    except (TypeError, ValueError):  # some built-in functions do not tell
+        return
+    try:
+        taken.bind("")
+    except TypeError as error:
+        raise TypeError(
+            f"on_little_left is called with one sentence, which it does not take: {error}"
+        ) from None
 
 
 def _nothing_to_prefer(gain: tuple[int, float, float], least: float) -> float:

@@ -6,11 +6,18 @@ window of as many as make one emitted batch holds no batch back for longer than 
 fill.
 """
 
+import logging
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
-__all__ = ["gather", "window_of"]
+__all__ = ["MOST_BYTES", "gather", "window_of"]
+
+_log = logging.getLogger(__name__)
+
+MOST_BYTES: Final = 1 << 30
+"""What the candidates of a window may take, and what their last layer may, in bytes."""
 
 _LARGEST: Final = 64
 """More candidate batches are only held together where a user asks for it."""
@@ -40,25 +47,43 @@ def window_of(window: int | None, *, wide: bool) -> int | None:
 
 
 def gather(
-    take: Callable[[], int], *, window: int | None, batch_size: int | None, sampling_rate: float
+    take: Callable[[], tuple[int, int]],
+    *,
+    window: int | None,
+    batch_size: int | None,
+    sampling_rate: float,
 ) -> None:
     """Take candidate batches until a window is full.
 
     Args:
-        take: takes the next candidate batch and says how many rows it has; what it raises passes
-            through.
-        window: batches of a window, or None for as many as one emitted batch is chosen from.
+        take: takes the next candidate batch and says how many rows it has, and bytes; what it
+            raises passes through.
+        window: batches of a window, or None for as many as one emitted batch is chosen from, as
+            long as they take no more than `MOST_BYTES`.
         batch_size: rows of an emitted batch, or None for those of the first candidate batch.
         sampling_rate: in (0, 1].
 
-    >>> sizes = iter([2] * 9)
+    >>> sizes = iter([(2, 16)] * 9)
     >>> gather(lambda: next(sizes), window=None, batch_size=4, sampling_rate=0.5)
     >>> len(list(sizes))
     5
     """
-    rows = wanted = 0
+    rows = wanted = held = 0
     for _ in range(window or _LARGEST):
-        rows += take()
+        more, size = take()
+        rows, held = rows + more, held + size
         wanted = wanted or math.ceil(round((batch_size or rows) / sampling_rate, 6))
         if window is None and rows >= wanted:
             return
+        if window is None and held >= MOST_BYTES:
+            _log_once()
+            return
+
+
+@cache
+def _log_once() -> None:
+    _log.warning(
+        "the candidates of one emitted batch take more than %.1f GB, so that fewer of them are "
+        "chosen from together; pass window= to hold so many candidate batches all the same",
+        MOST_BYTES / 1e9,
+    )

@@ -196,6 +196,27 @@ def test_slices_that_are_no_masks_are_refused(members: Any, message: str) -> Non
         list(loader)
 
 
+def test_a_cap_that_cannot_bind_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """A fifth of three tenths of the rows is more than the tail holds."""
+    SelectingLoader(Stream(), score=loss, sampling_rate=0.3, guards=Guards(cap=0.2, tail=0.05))
+    assert "cap=0.2 cannot bind at sampling_rate=0.3, since 0.06 of the" in caplog.text
+    assert "lower cap below 0.167" in caplog.text
+    caplog.clear()
+    SelectingLoader(Stream(), score=loss, sampling_rate=0.3, guards=Guards(cap=0.1, tail=0.1))
+    assert not caplog.messages
+
+
+def test_a_slice_that_cannot_get_its_rate_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Nine tenths of all rows are promised where a quarter is chosen."""
+    guards = Guards(
+        slices={"all": (lambda b: b["id"] >= 0, 0.9), "none": (lambda b: b["id"] < 0, 0.1)}
+    )
+    list(SelectingLoader(Stream((8,) * 200), score=loss, sampling_rate=0.25, guards=guards))
+    told = [line for line in caplog.messages if "slice 'all' is to be chosen at 0.9, and" in line]
+    assert len(told) == 1
+    assert "ask for more than is chosen" in told[0]
+
+
 def test_an_error_of_a_slice_names_it() -> None:
     """The function is a user's own, and there may be sixteen."""
     guards = Guards(slices={"mine": (lambda b: b["missing"] > 0, 0.5)})
@@ -213,6 +234,7 @@ def test_an_error_of_a_slice_names_it() -> None:
         ({"repeats": 3, "cap": 0.5}, ValueError, "repeats must be at least 4 or None, got 3"),
         ({"slices": {"a": (3, 0.5)}}, TypeError, r"pairs of a function .* got \(3, 0.5\) for 'a'"),
         ({"slices": {"a": len}}, TypeError, r"pairs of a function .* got <built-in function len>"),
+        ({"slices": {1: (len, 0.5)}}, TypeError, "name of a slice must be a string, got 1"),
         ({"slices": [len]}, TypeError, "slices must be a mapping .* got list"),
         ({"slices": {"a": (len, "x")}}, TypeError, "rate of slice 'a' must be a number, got str"),
         ({"cap": "0.2"}, TypeError, "cap must be a number, got str"),

@@ -15,7 +15,8 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"source": 3}, TypeError, "source must be an iterable of batches, got int"),
+        ({"source": 3}, TypeError, "source must be an iterable of batches, got int$"),
+        ({"source": list}, TypeError, "iterable of batches, got type; call it, and pass what it"),
         ({"sampling_rate": 0.0}, ValueError, r"sampling_rate must be in \(0, 1\], got 0.0"),
         ({"sampling_rate": 1.5}, ValueError, r"sampling_rate must be in \(0, 1\], got 1.5"),
         ({"sampling_rate": "0.3"}, TypeError, "sampling_rate must be a number, got str"),

@@ -1,6 +1,7 @@
 """The default policy at work: it falls back to an even draw, says why, and comes back."""
 
 import logging
+import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -19,6 +20,7 @@ from adasel_stream import (
     StopIndicator,
     auto,
 )
+from adasel_stream.errors import ScoreError
 from adasel_stream.methods import METHODS
 from tests.candidates import generator
 from tests.streams import Rows, Stream, loss
@@ -117,9 +119,74 @@ def test_it_falls_back_without_a_gain_and_comes_back_with_one(
         train(loader, 4000)
     assert reasons(loader) == {"no_gain": 1, "selection": 1}
     assert max(train(loader, 50)) > 1.2
-    told = [record.message for record in caplog.records]
-    assert any("because of no_gain: the interval of the gain" in line for line in told)
-    assert any("by their losses again; no_gain is over" in line for line in told)
+    told = [line for line in caplog.messages if line.startswith("window")]
+    fallen, back = told
+    assert re.search(
+        r"window \d+: rows are drawn evenly from now on, because of no_gain: the gain over uniform "
+        r"sampling, by updates, is -.*, from -.* to -.*; one window in 8 is scored",
+        fallen,
+    )
+    assert re.search(r"by their losses again, no_gain is over: the gain .* is 0\.", back)
+
+
+def test_only_probes_tell_the_gain_of_what_is_drawn_evenly() -> None:
+    """What nobody scored has no gain of 0: it has none."""
+    world = World()
+    world.against = True
+    loader = world.loader(score=lambda batch: world.score(batch).losses)
+    train(loader, WINDOWS)
+    assert reasons(loader) == {"no_gain": 1}
+    before = loader.gain
+    train(loader, 1600)
+    assert loader.gain.mean == pytest.approx(before.mean, rel=0.5)
+    assert loader.gain.high < 0
+
+
+def test_a_model_that_turned_into_nan_ends_the_run() -> None:
+    """An endless stream would be read for ever, and nothing come of it."""
+    world = World()
+    loader = world.loader(score=lambda batch: world.score(batch).losses * world.level)
+    train(loader, 20)
+    world.level = float("nan")
+    with pytest.raises(ScoreError, match="none of the losses of the last 100 windows is finite"):
+        train(loader, 10**6)
+    dropped = loader.metrics.samples_dropped["nonfinite_loss"]
+    assert dropped == 100 * 4 * B
+    world.level = 1.0
+    assert len(train(loader, 20)) == 20
+
+
+def test_losses_that_are_not_finite_are_told_once_until_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A few of them as well, and a second time the second time."""
+    world = World()
+    loader = world.loader(window=1, batch_size=B // 4)
+    for broken in (False, True, False, True):
+        world.broken = broken
+        train(loader, 5)
+    lines = [record.message for record in caplog.records if "not finite; such" in record.message]
+    assert len(lines) == 2
+    assert re.fullmatch(r"\d+ of the 32 losses of a window are not finite; .*", lines[0])
+
+
+def test_losses_alone_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Who closes over the model and does not pass it loses half of the gain, and hears of it."""
+    loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
+    list(loader)
+    told = [line for line in caplog.messages if "chosen by their losses alone" in line]
+    assert len(told) == 1
+    caplog.clear()
+    list(SelectingLoader(Stream(), score=loss, sampling_rate=0.5, policy="unbiased"))
+    assert not caplog.messages
+
+
+def test_a_method_that_prefers_by_nan_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """By its name, once."""
+    methods = {"odd_one": lambda b: b.losses * torch.nan, "big": lambda b: b.losses}
+    list(SelectingLoader(Stream(), score=loss, sampling_rate=0.5, methods=methods))
+    told = [line for line in caplog.messages if "'odd_one' prefers some rows by NaN" in line]
+    assert len(told) == 1
 
 
 def test_rate_and_batch_size_hold_after_a_fall_back() -> None:

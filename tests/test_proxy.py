@@ -119,7 +119,7 @@ def test_an_alert_begins_and_ends_once_an_episode(caplog: pytest.LogCaptureFixtu
     assert watch.alerts == 2
     levels = [record.levelname for record in caplog.records]
     assert levels == ["WARNING", "INFO", "WARNING"]
-    assert "no longer ranks rows" in caplog.text
+    assert "does not rank rows" in caplog.text
     assert "floor 0.3" in caplog.text
 
 

@@ -254,7 +254,13 @@ def test_the_unit_of_the_loss_does_not_matter(unit: float) -> None:
         ({"least_gain": 1.0}, ValueError, r"least_gain must be in \(0, 1\), got 1.0"),
         ({"confidence": 0.5}, ValueError, r"confidence must be in \(0.5, 1\), got 0.5"),
         ({"confidence": math.nan}, ValueError, r"confidence must be in \(0.5, 1\), got nan"),
+        ({"least_gain": "a"}, TypeError, "least_gain must be a number, got str"),
         ({"on_little_left": 3}, TypeError, "on_little_left must be a function .* got int"),
+        (
+            {"on_little_left": lambda: 1},
+            TypeError,
+            "is called with one sentence, which it does not",
+        ),
     ],
 )
 def test_arguments_out_of_range_are_refused(

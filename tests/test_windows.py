@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from adasel_stream import SelectingLoader
+from adasel_stream import SelectingLoader, windows
 from adasel_stream.types import LossBatch
 from adasel_stream.windows import window_of
 from tests.streams import Rows, Stream, batches, loss
@@ -40,6 +40,18 @@ def test_a_window_is_what_makes_one_emitted_batch(
 ) -> None:
     """By rows, not by batches; the last one is what is left; `paper` chooses by the batch."""
     assert sizes_seen(options, sizes) == expected
+
+
+def test_candidates_that_take_too_much_are_chosen_from_earlier(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two batches reach the limit here; a window that was asked for is kept."""
+    size = sum(column.nbytes for column in batches((8,))[0].values())
+    monkeypatch.setattr(windows, "MOST_BYTES", size + 1)
+    windows._log_once.cache_clear()
+    assert sizes_seen({"sampling_rate": 0.25}, (8,) * 4) == [16, 16]
+    assert "are chosen from together; pass window=" in caplog.text
+    assert sizes_seen({"sampling_rate": 0.25, "window": 4}, (8,) * 4) == [32]
 
 
 def test_nothing_is_lost_and_the_rate_holds_over_windows() -> None:
