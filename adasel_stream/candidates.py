@@ -1,5 +1,6 @@
 """The wrapped source: candidate batches in order, and where to go on after a restart."""
 
+import logging
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,8 @@ from adasel_stream.errors import BatchError, SourceError
 from adasel_stream.types import Batch, Stateful
 
 __all__ = ["Candidates"]
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _END: Final = object()
@@ -50,6 +53,7 @@ class Candidates:
         self._iterator: Iterator[Batch] | None = None
         self._taken = 0
         self._goes_on = False
+        self._told = False
         self._again = 0
         self._ended = False
         self._seal: int | None = None
@@ -153,7 +157,19 @@ class Candidates:
                 f"continue after batch {state['taken']}; wrap a source that has one (a "
                 "ParquetSource or TarSource itself, without a DataLoader around it, or torchdata's "
                 "StatefulDataLoader), or pass replay=True if it always gives the same batches in "
-                "the same order"
+                "the same order. To begin the stream anew, load the rest of the snapshot without "
+                "the loader's part"
+            )
+
+    def warn_of_lost_place(self) -> None:
+        """Say now, and not when a snapshot is loaded, that its place in the source is lost."""
+        if self._taken and not self._replay and not self._told and self._position() is None:
+            self._told = True
+            _log.warning(
+                "%s has no state_dict, so nobody can go on from this snapshot's place in it; wrap "
+                "a source that has one, or pass replay=True if it always gives the same batches "
+                "in the same order",
+                type(self._source).__name__,
             )
 
     def close(self) -> None:

@@ -300,6 +300,7 @@ class SelectingLoader:
         Call it when that batch was trained on: what `mean` learnt is part of it.
         """
         self._end_step()
+        self._candidates.warn_of_lost_place()
         return {
             "format": FORMAT,
             "settings": dict(self._settings),

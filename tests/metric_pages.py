@@ -42,7 +42,9 @@ def busy() -> Metrics:
     metrics.watch(record=record, staleness=staleness)
     two = np.array([0.5, 0.5])
     metrics.observe_selection(two, two, two, two, two, two)
-    metrics.observe_watch("", Watch(reason="drift", level=(0.5, 0.1, 7)), Gain(0.5, 0.4, 0.6))
+    metrics.observe_watch(
+        "", Watch(reason="drift", level=(0.5, 0.1, 7, 0, 0, 0)), Gain(0.5, 0.4, 0.6)
+    )
     metrics.stop_indicator_ratio = 0.5
     metrics.observe_proxy(Correlation(0.5, 0.4, 0.6), alert=False)
     metrics.observe_checkpoint()

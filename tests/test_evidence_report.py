@@ -13,7 +13,7 @@ from benchmarks.evidence.contestants import CONTESTANTS
 from benchmarks.evidence.published import COLUMNS, TABLE_4
 from benchmarks.evidence.report import render
 from benchmarks.evidence.standings import Standings
-from benchmarks.evidence.store import Cell, Results
+from benchmarks.evidence.store import Cell, Results, ResultsError
 from benchmarks.evidence.tasks import TASKS
 
 Rows = dict[Cell, dict[str, Any]]
@@ -211,11 +211,10 @@ def test_images_stand_alone(results: Results, tmp_path: Path) -> None:
 
 
 def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
-    """Without any result the page is still written and claims nothing."""
-    render(Results(tmp_path / "r.parquet"), tmp_path / "docs")
-    page = (tmp_path / "docs/results.md").read_text()
-    assert "0 of 0" in page
-    assert "nan" not in page.lower()
+    """Without any result no page is written, and the file is named."""
+    with pytest.raises(ResultsError, match=r"r\.parquet is missing, so there is nothing to show"):
+        render(Results(tmp_path / "r.parquet"), tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
 
 
 def test_rendering_again_changes_nothing(results: Results, tmp_path: Path) -> None:

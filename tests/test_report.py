@@ -2,6 +2,7 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from adasel_stream.charts import Series, area_chart, bar_chart, histogram_chart, line_chart
 from adasel_stream.metrics import Metrics
+from adasel_stream.paying import Gain, Watch
 from adasel_stream.report import Section, Tile, render_report, report_html, run_sections, table
 from adasel_stream.report.runs import _running_means
 
@@ -245,6 +247,27 @@ def test_a_run_log_becomes_sections() -> None:
     ]
     page = Checked(report_html(title="run", verdict="", sections=sections))
     assert "big_loss" in page.text
+
+
+def test_a_run_that_watches_itself_shows_whether_it_pays() -> None:
+    """The gain with its interval, falls back by their reasons, and rows that were dropped."""
+    metrics = Metrics(["big_loss"], sampling_rate=0.5, batch_size=4, policy="auto")
+    records: list[dict[str, Any]] = []
+    for step, reason in enumerate(("", "", "drift", "", "no_gain")):
+        before = records[-1]["fallback_ratio"] if records else {}
+        was = next((why for why, there in before.items() if there), "")
+        metrics.samples_seen += 8
+        metrics.samples_dropped["nonfinite_loss"] += 2
+        gain = Gain(0.3, 0.2, 0.4) if step else Gain(math.nan, math.nan, math.nan)
+        metrics.observe_watch(was, Watch(reason=reason), gain)  # type: ignore[arg-type] # one of them
+        metrics.observe_step(0.01)
+        records.append(metrics.snapshot())
+    sections = run_sections({"ours": records, "uniform": run_log(4)})
+    (section,) = [one for one in sections if one.heading == "Is it paying?"]
+    assert "because of no_gain 1, drift 1, and 1 times back again; evenly now" in section.text
+    assert "10 rows dropped because their loss was not finite" in section.text
+    assert ">30.0 %<" in section.figures[0]
+    assert "uniform sampling" in section.figures[0]
 
 
 def test_several_runs_share_the_charts_they_can() -> None:

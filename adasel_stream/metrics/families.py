@@ -151,7 +151,7 @@ FAMILIES: tuple[Family, ...] = (
         "stop_indicator_ratio",
         "gauge",
         "How little is left to learn, from 0 to 1: confidence that the stream's loss no longer "
-        "improves and that selection has nothing to prefer; advice alone.",
+        "improves; advice alone.",
     ),
     Family(
         "proxy_correlation_ratio",

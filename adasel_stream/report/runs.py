@@ -46,6 +46,7 @@ def run_sections(
     alone = len(runs) == 1
     drawn = [
         _losses(runs, painted, samples),
+        _gains(runs, painted, samples),
         *(_weights(name, records, samples, alone=alone) for name, records in runs.items()),
         *(_picks(name, records, samples, alone=alone) for name, records in runs.items()),
         _rates(runs, painted, samples),
@@ -81,6 +82,57 @@ def _running_means(records: Sequence[Record]) -> Iterator[tuple[float, float]]:
         count = sum(end["counts"]) - sum(start["counts"])
         if count > 0:
             yield after[_FAR], (end["sum"] - start["sum"]) / count
+
+
+def _gains(runs: Runs, paints: Mapping[str, int], samples: str) -> Section | None:
+    known = {
+        name: [one for one in records if None not in one.get("gain_ratio", {"": None}).values()]
+        for name, records in runs.items()
+    }
+    lines = [
+        Series(
+            name,
+            [one[_FAR] for one in records],
+            [one["gain_ratio"]["mean"] for one in records],
+            low=[one["gain_ratio"]["low"] for one in records],
+            high=[one["gain_ratio"]["high"] for one in records],
+            paint=paints[name],
+        )
+        for name, records in known.items()
+        if len(records) > 1
+    ]
+    if not lines:
+        return None
+    chart = line_chart(
+        lines,
+        label="gain over uniform sampling with its interval, by run",
+        x_label=f"{samples} seen",
+        y_label="share of uniform's gradient noise removed",
+        y_unit="%",
+        reference=(0.0, "uniform sampling"),
+    )
+    words = [
+        "Above 0 the gradient varies less than that of as many rows drawn evenly; the band is an "
+        "interval of two standard errors.",
+        *(_told(line.name, known[line.name][-1]) for line in lines),
+    ]
+    return Section("Is it paying?", " ".join(words), (chart,))
+
+
+def _told(name: str, last: Record) -> str:
+    """Say how often a run fell back, and what became of broken rows."""
+    switches = {why: count for why, count in last["policy_switches_total"].items() if count}
+    back = switches.pop("selection", 0)
+    told = ", ".join(f"{why} {count}" for why, count in switches.items())
+    now = [why for why, there in last["fallback_ratio"].items() if there]
+    words = f"{name}: " + (
+        f"drawn evenly for a while because of {told}, and {back} times back again"
+        if switches
+        else "never drawn evenly instead"
+    )
+    words += f"; evenly now, because of {now[0]}" if now else ""
+    dropped = last["samples_dropped_total"]["nonfinite_loss"]
+    return f"{words}; {dropped} rows dropped because their loss was not finite."
 
 
 def _lines(

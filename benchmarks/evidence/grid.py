@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.evidence.contestants import CONTESTANTS
 from benchmarks.evidence.problem import Problem
+from benchmarks.evidence.standings import RATE
 from benchmarks.evidence.store import Cell, Results
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.training import train, updates_of
@@ -152,7 +153,8 @@ def _cell(cell: Cell, data: Path | None, updates: int | None, revision: str) -> 
     problem = _problem(cell.task, data, cell.seed)
     if updates is None:
         updates = updates_of(task, problem, contestant, cell.rate)
-    outcome = train(task, problem, contestant, cell.rate, cell.seed, updates)
+    curve = cell.rate in (RATE, 1.0)  # no other is shown
+    outcome = train(task, problem, contestant, cell.rate, cell.seed, updates, curve=curve)
     return {
         "updates": outcome.updates,
         "candidates": outcome.candidates,

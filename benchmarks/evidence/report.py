@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.evidence import plots, sections
 from benchmarks.evidence.contestants import CONTESTANTS
-from benchmarks.evidence.standings import Standings
+from benchmarks.evidence.standings import RATE, Standings
 from benchmarks.evidence.store import Results
 from benchmarks.evidence.tasks import TASKS
 
@@ -90,7 +90,7 @@ def drawings(standings: Standings) -> dict[str, str]:
         if _plotted(standings, task)
     }
     drawn["ranks.svg"] = plots.standalone(plots.rank_bars(overall, own))
-    drawn["phases.svg"] = plots.standalone(plots.phase_bars(standings, sections.RATE))
+    drawn["phases.svg"] = plots.standalone(plots.phase_bars(standings, RATE))
     return drawn
 
 
@@ -177,7 +177,7 @@ def _times(standings: Standings) -> list[str]:
         "## Time",
         "Processor time as a share of full training's, averaged over the tasks:",
         sections.costs_table(standings, CONTESTANTS),
-        f"Where it goes at a rate of {sections.RATE}; what the loader does around the scoring "
+        f"Where it goes at a rate of {RATE}; what the loader does around the scoring "
         "pass, such as capturing the last layer, counts as selecting:",
         "![Time by phase](results/phases.svg)",
     ]
@@ -195,7 +195,7 @@ def _times(standings: Standings) -> list[str]:
         names = [name for name in ("full", "uniform", *STREAMERS) if name in standings.contestants]
         parts += [
             "### Time to full training's quality",
-            f"How many seeds get, at a rate of {sections.RATE}, to within one standard error of "
+            f"How many seeds get, at a rate of {RATE}, to within one standard error of "
             "what full training ends with, and the median share of its time that this takes: never "
             "where fewer than half of them do.",
             sections.reached_table(standings, epochs, names),

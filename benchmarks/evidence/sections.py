@@ -17,10 +17,9 @@ from benchmarks.evidence.merit import (
 )
 from benchmarks.evidence.problem import Task
 from benchmarks.evidence.published import COLUMNS, TABLE_4
-from benchmarks.evidence.standings import Standings
+from benchmarks.evidence.standings import RATE, Standings
 
 __all__ = [
-    "RATE",
     "claims_table",
     "costs_table",
     "headlines",
@@ -33,9 +32,6 @@ __all__ = [
     "task_table",
     "time_table",
 ]
-
-RATE = 0.2
-"""Sampling rate of what is shown at one rate alone: times, phases and the claims about images."""
 
 
 def headlines(standings: Standings, singles: Sequence[str], name: str = "auto") -> list[str]:

@@ -8,7 +8,10 @@ from typing import Any
 from benchmarks.evidence.paired import Difference, Mean, mean_of, paired, ranks
 from benchmarks.evidence.store import Cell
 
-__all__ = ["Place", "Standings"]
+__all__ = ["RATE", "Place", "Standings"]
+
+RATE = 0.2
+"""Sampling rate of what is shown at one rate alone: times, phases and the claims about images."""
 
 Place = tuple[str, float]
 """A task and a sampling rate."""

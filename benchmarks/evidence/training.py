@@ -65,15 +65,25 @@ def updates_of(task: Task, problem: Problem, contestant: Contestant, rate: float
 
 
 def train(
-    task: Task, problem: Problem, contestant: Contestant, rate: float, seed: int, updates: int
+    task: Task,
+    problem: Problem,
+    contestant: Contestant,
+    rate: float,
+    seed: int,
+    updates: int,
+    *,
+    curve: bool = True,
 ) -> Outcome:
-    """Train for so many updates, with the learning rate decayed within them.
+    """Train for so many updates, with the learning rate decayed within them, and test.
+
+    On the way as well, if there is to be a curve; a stream is always tested on its way.
 
     A stream's learning rate stays, since a stream has no end to decay towards; where it is read
     through before the updates are made, that is the end.
     """
     torch.manual_seed(seed)
     run = Run(task, problem, contestant, rate, seed, updates)
+    run.tests = STREAM_TESTS if task.kind == "stream" else TESTS if curve else 0
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         return run.outcome()
@@ -102,6 +112,7 @@ class Run:
         self.result = Outcome()
         self.sums: dict[str, float] = {}
         self.tested = 0
+        self.tests = TESTS
 
     def outcome(self) -> Outcome:
         """Run, and give what came out."""
@@ -177,8 +188,7 @@ class Run:
             group["lr"] = self.task.learning_rate * rise * fall
 
     def _test_on_the_way(self, number: int) -> None:
-        stream = self.task.kind == "stream"
-        tests = STREAM_TESTS if stream else TESTS
+        stream, tests = self.task.kind == "stream", self.tests
         if number * tests // self.updates == (number - 1) * tests // self.updates or not number:
             return
         if not stream:
