@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.evidence.__main__ import main
 from benchmarks.evidence.contestants import CONTESTANTS
 from benchmarks.evidence.grid import Grid, cells_of, revision_of
 from benchmarks.evidence.store import Cell, Results, ResultsError
@@ -121,6 +122,24 @@ def test_nothing_to_show_is_said_and_no_page_overwritten(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "r.parquet is missing, so there is nothing to show; name a file" in done.stderr
     assert (tmp_path / "docs/results.md").read_text() == "what was there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rates", "20"], "a rate must be in (0, 1], got 20"),
+        (["--seeds", "0"], "it must be 1 or more, got 0"),
+        (["--jobs", "-1"], "it must be 1 or more, got -1"),
+        (["--tasks", "lines"], "invalid choice: 'lines'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is run."""
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_results_of_other_code_are_not_gone_on_with(tmp_path: Path) -> None:

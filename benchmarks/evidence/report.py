@@ -13,7 +13,7 @@ from benchmarks.evidence.tasks import TASKS
 __all__ = ["render"]
 
 METHOD = """\
-One command, `python -m benchmarks.evidence --data FOLDER`, ran all of this;
+`python -m benchmarks.evidence --data FOLDER` runs it all;
 `benchmarks/evidence/README.md` says where the data is from. Every contestant has one fixed
 configuration for all tasks. At a sampling rate r each of them makes the same number of updates on
 batches of the same size, r times as many as full training, out of the same candidates in the same
