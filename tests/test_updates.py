@@ -8,8 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adasel_stream.types import Feedback, State
-from adasel_stream.updates import Learn, Update, loss_ratio, mixed, progress, variance
+from adasel_stream.last_layer import LastLayer, gradient_norms
+from adasel_stream.types import Feedback, LossBatch, Preference, State
+from adasel_stream.updates import (
+    EVERY,
+    Learn,
+    Update,
+    alignment,
+    foreseen_variance,
+    loss_ratio,
+    mixed,
+    progress,
+    variance,
+)
 from tests import reference
 from tests.candidates import DTYPES, close
 from tests.strategies import VECTORS, Array, array, method_losses, rows_of, seeds
@@ -229,3 +240,73 @@ def test_log_weights_are_sound_after_a_hundred_thousand_steps(
 ) -> None:
     """The same promise ten times as long."""
     stays_sound(100_000, update)
+
+
+def seen_batch(seed: int, b: int = 12) -> tuple[LossBatch, list[Preference], torch.Tensor]:
+    """Candidates with their last layer, preferences of three methods, and importances."""
+    random = torch.Generator().manual_seed(seed)
+    last = LastLayer(*(torch.randn(b, n, generator=random).double() for n in (3, 4)))
+    losses = torch.rand(b, generator=random).double()
+    batch = LossBatch(losses, last_layer=last, gradient_norms=gradient_norms(last).double())
+    values = torch.rand(3, b, generator=random).double()
+    wanted = [Preference(lambda own=own: own) for own in values]  # type: ignore[misc] # bound now
+    return batch, wanted, values / values.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_foreseen_variance_follows_the_slope_of_the_variance(seed: int) -> None:
+    """Against the derivative of b Σ g²/p in the mixture's weights, by differences; none between."""
+    batch, wanted, importances = seen_batch(seed)
+    exploration, floor = 0.2, 0.02
+    state = replace(
+        State.initial(3, dtype=torch.float64),
+        log_weights=torch.tensor([0.3, -0.5, 0.1]).double(),
+    )
+    after = foreseen_variance(
+        state, importances, wanted, batch, 4, exploration=exploration, floor=floor
+    )
+    assert batch.gradient_norms is not None
+    g2, alphas = batch.gradient_norms.numpy() ** 2, importances.numpy()
+    w = np.exp(state.log_weights.numpy())
+    w = w / w.sum() * (1 - 3 * floor) + floor
+    even = exploration / len(g2)
+
+    def noise(weights: Array) -> float:
+        return float((g2 / ((1 - exploration) * weights @ alphas + even)).sum())
+
+    slopes = [-(noise(w + step) - noise(w - step)) / 2e-6 for step in 1e-6 * np.eye(3)]
+    # the slope along a method over the variance itself, as if all of the draw were its own
+    gains = np.array(slopes) / (1 - exploration) / noise(w)
+    expected = (1 - EVERY * 0.005) * state.log_weights.numpy() + EVERY * 0.1 * (
+        gains.clip(0, 5) - 1
+    )
+    np.testing.assert_allclose(after.log_weights.numpy(), expected, rtol=1e-4)
+    for step in range(1, EVERY):
+        later = replace(state, step=step)
+        between = foreseen_variance(
+            later, importances, wanted, batch, 4, exploration=exploration, floor=floor
+        )
+        assert between is later
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_alignment_adds_the_cosine_of_what_a_method_would_choose(seed: int) -> None:
+    """Against gradients of every row, e [h, 1]ᵀ, written out; none between two updates."""
+    batch, wanted, importances = seen_batch(seed)
+    state = replace(
+        State.initial(3, dtype=torch.float64), log_weights=torch.tensor([0.3, -0.5, 0.1]).double()
+    )
+    after = alignment(state, importances, wanted, batch, 4)
+    assert batch.last_layer is not None
+    e, h = (part.numpy() for part in (batch.last_layer.residuals, batch.last_layer.features))
+    gradients = np.einsum("bc,bh->bch", e, np.concatenate([h, np.ones((len(h), 1))], 1))
+    whole = gradients.mean(0)
+    cosines = []
+    for own in wanted:
+        rows = np.argsort(-own.values().numpy())[:4]
+        mine = gradients[rows].mean(0)
+        cosines.append((mine * whole).sum() / np.linalg.norm(mine) / np.linalg.norm(whole))
+    expected = 0.95 * state.log_weights.numpy() + 0.5 * np.array(cosines)
+    np.testing.assert_allclose(after.log_weights.numpy(), expected, rtol=1e-4, atol=1e-6)
+    later = replace(state, step=3)
+    assert alignment(later, importances, wanted, batch, 4) is later
