@@ -61,6 +61,16 @@ def test_claims_are_those_of_a_hand() -> None:
     assert counted == merit.Claims(places=3, not_worse=2, better=1, near_best=2, compared=3)
 
 
+def test_headroom_is_where_full_training_is_better() -> None:
+    """Two places with a gap, of which one is closed; where full training gains nothing none is."""
+    rows = {
+        **rows_of("a", {"uniform": [1, 2], "auto": [2, 3.1], "full": [3, 4.1]}),
+        **rows_of("b", {"uniform": [1, 2], "auto": [2, 3.1], "full": [1, 1.9]}),
+    }
+    rows |= rows_of("a", {"uniform": [1, 2], "auto": [1, 2.5]}, 0.5)
+    assert merit.with_headroom(standings(rows), "auto") == (1, 2)
+
+
 def test_a_single_method_is_not_compared_with_itself() -> None:
     """Being near oneself is no merit."""
     rows = rows_of("a", {"uniform": [1, 2], "big_loss": [5, 6], "small_loss": [1, 1.5]})

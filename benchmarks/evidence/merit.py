@@ -18,6 +18,7 @@ __all__ = [
     "claims",
     "gap_closed",
     "reached",
+    "with_headroom",
 ]
 
 SURE = 2.0
@@ -72,6 +73,26 @@ def claims(standings: Standings, contestant: str, singles: Sequence[str]) -> Cla
         near_best=sum(one.at_least(-1) for one in best),
         compared=len(best),
     )
+
+
+def with_headroom(standings: Standings, contestant: str) -> tuple[int, int]:
+    """Count the places where it is better than uniform, of those where full training is.
+
+    Elsewhere several times the updates buy nothing, and so can no choice of rows.
+
+    Returns:
+        places where it is better by two standard errors, and where full training is.
+    """
+    gaps = [
+        (task, rate)
+        for task, rate in standings.places
+        if standings.difference(task, "full", "uniform", rate).at_least(SURE)
+    ]
+    better = [
+        standings.difference(task, contestant, "uniform", rate).at_least(SURE)
+        for task, rate in gaps
+    ]
+    return sum(better), len(gaps)
 
 
 def _to_best(

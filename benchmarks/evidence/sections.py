@@ -14,6 +14,7 @@ from benchmarks.evidence.merit import (
     claims,
     gap_closed,
     reached,
+    with_headroom,
 )
 from benchmarks.evidence.problem import Task
 from benchmarks.evidence.published import COLUMNS, TABLE_4
@@ -40,11 +41,14 @@ def headlines(standings: Standings, singles: Sequence[str], name: str = "auto") 
     ranks = standings.overall_ranks([one for one in standings.contestants if one != "full"])
     first = min(ranks, key=ranks.__getitem__, default="nobody")
     place = sum(rank < ranks[name] for rank in ranks.values()) + 1 if name in ranks else 0
+    better, gaps = with_headroom(standings, name)
     lines = [
         f"`{name}` not worse than uniform (paired, 2 standard errors): "
         f"{counted.not_worse} of {counted.places}",
         f"`{name}` better than uniform (paired, 2 standard errors): "
         f"{counted.better} of {counted.places}",
+        f"of the places where full training, with all its updates, is better than uniform: "
+        f"{better} of {gaps}",
         f"`{name}` within one standard error of the best single method, or better: "
         f"{counted.near_best} of {counted.compared}",
         f"`{name}` first in average rank: "
