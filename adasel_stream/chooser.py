@@ -266,8 +266,8 @@ class Chooser:
         rules = self._policy.watch
         if rules is None:
             return False
-        learning = self._watch.batches < rules.least
-        return learning or not self._watch.selecting or state.step % rules.compare_every == 0
+        early = state.step < rules.least
+        return early or not self._watch.selecting or state.step % rules.compare_every == 0
 
     def _see(self, losses: Tensor) -> None:
         """Remember the last losses for methods that compare with them."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 __all__ = ["LastLayer", "alignments", "cosine", "gradient_norms", "mean_gradient", "mean_gradients"]
 
@@ -70,16 +69,16 @@ def mean_gradient(last: LastLayer, weights: Tensor | None = None) -> Tensor:
     tensor([[1., 2.]])
     """
     residuals = last.residuals.float()
-    rows = residuals.shape[0]
-    if weights is None:
-        weights = residuals.new_full((rows,), 1 / max(1, rows))
-    weights = weights.to(residuals.dtype)
-    if residuals.ndim > 2:  # tokens weigh as their row does
-        weights = weights.repeat_interleave(residuals[0, ..., 0].numel(), -1)
-    weighted = weights[..., None, :] * residuals.flatten(0, -2).T
+    weighted = residuals.flatten(0, -2).T
+    if weights is not None:
+        weights = weights.to(residuals.dtype)
+        if residuals.ndim > 2:  # tokens weigh as their row does
+            weights = weights.repeat_interleave(residuals[0, ..., 0].numel(), -1)
+        weighted = weights[..., None, :] * weighted
     # the bias by itself: [h, 1] would copy all features
     of_weight = weighted @ last.features.float().flatten(0, -2)
-    return torch.cat([of_weight, weighted.sum(-1, keepdim=True)], -1)
+    gradient = torch.cat([of_weight, weighted.sum(-1, keepdim=True)], -1)
+    return gradient / max(1, residuals.shape[0]) if weights is None else gradient
 
 
 def mean_gradients(last: LastLayer, rows: Tensor) -> Tensor:
@@ -104,8 +103,10 @@ def alignments(last: LastLayer, gradient: Tensor) -> Tensor:
     >>> alignments(last, torch.tensor([[1.0, 0.5]]))
     tensor([ 2.5000, -2.5000])
     """
-    along = linear(last.features.float(), gradient[:, :-1], gradient[:, -1])
-    return _per_row((along * last.residuals.float()).sum(-1))
+    residuals, features = last.residuals.float(), last.features.float()
+    # eᵀ G first: on a CPU that takes half as long as G [h, 1]
+    along = ((residuals @ gradient[:, :-1]) * features).sum(-1) + residuals @ gradient[:, -1]
+    return _per_row(along)
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:

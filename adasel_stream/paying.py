@@ -57,8 +57,8 @@ class Rules:
         window: windows of candidates that count, about: those that were compared, and their losses.
         least: such windows that must have been seen before anything is decided.
         hold: windows that a fall back for drift or losses that are not finite lasts.
-        compare_every: one window in so many is compared with an even draw, and every one until
-            enough have been seen to decide.
+        compare_every: one window in so many is compared with an even draw, and at first as many as
+            must have been seen before anything is decided.
         probe_every: while there is no gain, one window in so many is scored, the others are drawn
             from unscored.
         nonfinite: share of losses that are not finite which is too many, in (0, 1).
