@@ -17,6 +17,7 @@ from adasel_stream.last_layer import gradient_norms
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
+from adasel_stream.telling import switch
 from adasel_stream.types import Bounds, Feedback, LossBatch, Method, Scored, Selection, State
 
 __all__ = ["Chooser"]
@@ -299,35 +300,7 @@ class Chooser:
         if now.reason == before.reason or rules is None:
             return
         window = 0 if self._state is None else self._state.step
-        gain = gain_of(now, rules)
-        measured = (
-            f"the gain over uniform sampling, by {rules.judged_by}, is {gain.mean:.2g}, from "
-            f"{gain.low:.2g} to {gain.high:.2g}"
-        )
-        level = f"the mean loss is {mean:.4g}, where {before.stream_loss:.4g} was usual"
-        broken = f"{now.nonfinite:.1%} of the last losses are not finite"
-        if not now.reason:
-            over = {
-                "no_gain": measured,
-                "nonfinite_loss": f"only {broken}",
-                "drift": f"the mean loss of now, {now.stream_loss:.4g}, counts as usual",
-            }
-            _log.warning(
-                "window %d: rows are drawn by their losses again, %s is over: %s",
-                *(window, before.reason, over[before.reason]),
-            )
-            return
-        why = {
-            "no_gain": f"{measured}; one window in {rules.probe_every} is scored to see whether "
-            "that changes",
-            "nonfinite_loss": f"{broken}, more than {rules.nonfinite:.0%}",
-            "drift": f"{level}; for {rules.hold} windows, then the level of now is the usual one",
-            "cost": "at this sampling rate scoring costs at least as much as it spares",
-        }
-        _log.warning(
-            "window %d: rows are drawn evenly from now on, because of %s: %s",
-            *(window, now.reason, why[now.reason]),
-        )
+        _log.warning("window %d: %s", window, switch(before, now, rules, mean_loss=mean))
 
     def _prepare(self, losses: Tensor) -> tuple[State, torch.Generator]:
         """Give the state and the generator, on the device of the losses."""

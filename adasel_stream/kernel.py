@@ -21,6 +21,7 @@ from adasel_stream import methods as candidate
 from adasel_stream.filling import inclusions
 from adasel_stream.importances import RANK_SHARPNESS
 from adasel_stream.types import LossBatch, Method, Selection, State
+from adasel_stream.updates import mixed_on_host
 
 __all__ = ["unbiased_by_ranks"]
 
@@ -74,7 +75,7 @@ def unbiased_by_ranks(
     order = losses.argsort()
     ascending = losses.take(order)
     importances = _importances(ascending, tuple(methods.values()))  # Eq. (2), (M, b), sorted
-    method_weights = _mixed(state.log_weights.numpy(), floor)
+    method_weights = mixed_on_host(state.log_weights.numpy(), floor)
     p = np.einsum("m,mb->b", method_weights, importances)  # Eq. (5)
     p *= 1 - exploration
     p += exploration / losses.size
@@ -162,13 +163,6 @@ def _ties(in_order: Floats) -> tuple[Rows, Floats] | None:
     run = np.arange(starts.size).repeat(lengths)
     place_in_run = np.arange(run.size) - (lengths.cumsum() - lengths)[run]
     return starts[run] + place_in_run, (starts + (lengths - 1) / 2)[run]
-
-
-def _mixed(log_weights: Floats, floor: float) -> Floats:
-    weights: Floats = np.exp(log_weights - log_weights.max())
-    weights *= (1 - floor * weights.size) / weights.sum()
-    weights += floor
-    return weights
 
 
 def _draw(p: Floats, order: Rows, k: int, generator: torch.Generator | None) -> tuple[Rows, Floats]:

@@ -16,7 +16,7 @@ import torch
 from adasel_stream.draw import by_pull, compared
 from adasel_stream.methods import METHODS
 from adasel_stream.types import LossBatch, Method, Preference, Selection, State
-from adasel_stream.updates import EVERY, FORGETTING, LARGEST_GAIN, RATE
+from adasel_stream.updates import EVERY, FORGETTING, LARGEST_GAIN, RATE, mixed_on_host
 
 __all__ = ["auto_in_proportion"]
 
@@ -63,12 +63,12 @@ def auto_in_proportion(
     now = np.einsum("mb,b->m", importances, losses)
     log_weights = state.log_weights.numpy()
     if batch.gradient_norms is not None and state.step % EVERY == 0:
-        mixture = np.einsum("m,mb->b", _mixed(log_weights, floor), importances)
+        mixture = np.einsum("m,mb->b", mixed_on_host(log_weights, floor), importances)
         p = (1 - exploration) * mixture + exploration / b
         gain = _gains(batch.gradient_norms.numpy(), importances, p)
         log_weights = (1 - EVERY * FORGETTING) * log_weights
         log_weights += EVERY * RATE * (np.clip(gain, 0.0, LARGEST_GAIN) - 1)
-    method_weights = _mixed(log_weights, floor)
+    method_weights = mixed_on_host(log_weights, floor)
     p = np.einsum("m,mb->b", method_weights, importances)  # Eq. (5)
     p *= (1 - exploration) / p.sum()
     p += exploration / b
@@ -118,13 +118,6 @@ def _shares(values: Floats) -> Floats:
     values /= largest
     values /= np.einsum("mb->m", values)[:, None]
     return values
-
-
-def _mixed(log_weights: Floats, floor: float) -> Floats:
-    weights: Floats = np.exp(log_weights - log_weights.max())
-    weights *= (1 - floor * weights.size) / weights.sum()
-    weights += np.asarray(floor, dtype=weights.dtype)
-    return weights
 
 
 def _gains(norms: Floats, importances: Floats, p: Floats) -> Floats:

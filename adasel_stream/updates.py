@@ -8,8 +8,10 @@ because the printed product underflows within some ten thousand steps.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,9 +27,12 @@ __all__ = [
     "foreseen_variance",
     "loss_ratio",
     "mixed",
+    "mixed_on_host",
     "progress",
     "variance",
 ]
+
+Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
 SMALLEST_LOSS = 1e-12
 """A previous method loss this small cannot be divided by; Eq. (3) then changes nothing."""
@@ -65,6 +70,18 @@ def mixed(log_weights: Tensor, floor: float) -> Tensor:
     tensor([0.9800, 0.0200])
     """
     return log_weights.softmax(0) * (1 - floor * log_weights.shape[0]) + floor
+
+
+def mixed_on_host(log_weights: Floats, floor: float) -> Floats:
+    """Do as `mixed` in numpy, whose calls cost a third of torch's.
+
+    >>> mixed_on_host(np.array([0.0, -50.0]), 0.02)
+    array([0.98, 0.02])
+    """
+    weights: Floats = np.exp(log_weights - log_weights.max())
+    weights *= (1 - floor * weights.size) / weights.sum()
+    weights += np.asarray(floor, dtype=weights.dtype)
+    return weights
 
 
 def loss_ratio(state: State, method_losses: Tensor, *, beta: float = 0.5) -> State:
