@@ -114,6 +114,21 @@ def test_a_grid_that_was_killed_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_grid_that_is_asked_to_end_saves_first(tmp_path: Path) -> None:
+    """SIGTERM loses no cell that was done, and the last line says how to go on."""
+    path = tmp_path / "r.parquet"
+    with subprocess.Popen(
+        command(tmp_path), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as process:
+        wait_for(process, path)
+        process.terminate()
+        _, told = process.communicate()
+    assert process.returncode == 130
+    assert b"has what was done, run again to go on" in told
+    assert Results(path).rows
+
+
+@pytest.mark.slow
 def test_nothing_to_show_is_said_and_no_page_overwritten(tmp_path: Path) -> None:
     """A name of a file that is not there is a slip, not an empty page."""
     (tmp_path / "docs").mkdir()

@@ -1,5 +1,6 @@
 """One cell of the evidence: equal budgets, paired seeds, a clock that counts what it should."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,6 +146,14 @@ def test_the_learning_rate_is_spent_within_the_budget() -> None:
             run.outcome()
             share = run.optimizer.param_groups[0]["lr"] / task.learning_rate
             assert lowest <= share <= highest
+
+
+def test_a_network_that_diverges_ends_with_nan() -> None:
+    """Nothing can be chosen from losses that are all NaN, and epochs would go round for ever."""
+    task = replace(TASK, learning_rate=1e30)
+    result = train(task, problem(), CONTESTANTS["big_loss"], 0.5, 0, 200)
+    assert result.updates < 200
+    assert math.isnan(result.quality[task.measure])
 
 
 def test_tests_are_not_on_the_clock() -> None:

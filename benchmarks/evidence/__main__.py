@@ -1,6 +1,7 @@
 """Run the grid, render what there is."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,10 @@ def a_count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"it must be 1 or more, got {text}")
     return count
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def beside(results: Path) -> Path:
@@ -96,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="where results.md goes: by default docs/, or beside the results if only a part is run",
     )
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGINT, _stop)  # also where a shell had it ignored in the background
     try:
         if options.quick:
             return check(options.jobs)

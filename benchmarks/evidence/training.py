@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adasel_stream import SelectingLoader
+from adasel_stream.errors import ScoreError
 from benchmarks.evidence.candidates import Candidates, by_rule, even_share
 from benchmarks.evidence.clock import Clock
 from benchmarks.evidence.contestants import Contestant
@@ -44,7 +45,8 @@ class Outcome:
     Attributes:
         updates: made.
         candidates: rows offered.
-        quality: measures at the end of training, or averaged over a stream.
+        quality: measures at the end of training, or averaged over a stream; NaN of a network that
+            diverged so that no loss was finite any more.
         seconds: processor time: "all", and of it "data", "score", "train" and "select".
         curve: updates, seconds and the first measure at each test.
     """
@@ -113,6 +115,7 @@ class Run:
         self.sums: dict[str, float] = {}
         self.tested = 0
         self.tests = TESTS
+        self.diverged = False
 
     def outcome(self) -> Outcome:
         """Run, and give what came out."""
@@ -123,7 +126,11 @@ class Run:
             self._schedule(number)
             with self.clock.off():
                 self._test_on_the_way(number)
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except ScoreError:  # the network is broken: there has been no finite loss for long
+                self.diverged = True
+                break
             if batch is None:
                 break
             with self.clock.phase("train"):
@@ -225,4 +232,4 @@ class Run:
             self._note(quality)
         if "predicted" in quality:
             quality["predicted / actual"] = quality.pop("predicted") / quality.pop("actual")
-        self.result.quality = quality
+        self.result.quality = dict.fromkeys(quality, math.nan) if self.diverged else quality
