@@ -113,7 +113,8 @@ def _gains(runs: Runs, paints: Mapping[str, int], samples: str) -> Section | Non
     )
     words = [
         "Above 0 the gradient varies less than that of as many rows drawn evenly; the band is an "
-        "interval of two standard errors.",
+        "interval of two standard errors. Less noise makes a better model only where noise is what "
+        "holds training back.",
         *(_told(line.name, known[line.name][-1]) for line in lines),
     ]
     return Section("Is it paying?", " ".join(words), (chart,))
