@@ -24,8 +24,6 @@ from adasel_stream.paying import Rules
 from adasel_stream.types import LossBatch, Method, Preference, Selection, State
 from adasel_stream.updates import Learn, Update, mixed
 
-_log = logging.getLogger(__name__)
-
 __all__ = [
     "Policy",
     "curriculum",
@@ -34,6 +32,8 @@ __all__ = [
     "picked_losses",
     "step",
 ]
+
+_log = logging.getLogger(__name__)
 
 MethodLosses: TypeAlias = Callable[[Tensor, Sequence[Preference], LossBatch, int], Tensor]
 """ℓ_t^m of every method, (M,), from importances, preferences, the batch and k."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from adasel_stream.arguments import number
+from adasel_stream.arguments import integer, number
 from adasel_stream.errors import BatchError
 from adasel_stream.guards import top_loss
 from adasel_stream.repeats import Repeats
@@ -30,10 +30,6 @@ _SLICES: Final = (
     "a mapping from names to pairs of a function of a batch and a rate, such as "
     "{'new_users': (lambda b: b['age_days'] < 7, 0.5)}"
 )
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -76,10 +72,8 @@ class Guards:
         """Check the arguments."""
         for name, share in (("cap", self.cap), ("tail", self.tail)):
             number(name, share)
-        if self.repeats is not None and not _whole(self.repeats):
-            raise TypeError(
-                f"repeats must be a whole number or None, got {type(self.repeats).__name__}"
-            )
+        if self.repeats is not None:
+            integer("repeats", self.repeats)
         if not isinstance(self.slices, Mapping):
             raise TypeError(f"slices must be {_SLICES}, got {type(self.slices).__name__}")
         if not 0 < self.cap <= 1:

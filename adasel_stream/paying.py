@@ -245,7 +245,7 @@ def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch
 def _with_variances(watch: Watch, rules: Rules, ours: float, even: float, kind: int) -> Watch:
     scale = watch.scales[kind]
     scale = scale + (even - scale) / 50 if scale else even
-    scales = tuple(scale if number == kind else one for number, one in enumerate(watch.scales))
+    scales = tuple(scale if place == kind else one for place, one in enumerate(watch.scales))
     watch, ours, even = replace(watch, scales=scales), ours / scale, even / scale
     # probes are few: what was seen before the fall back must not hold up the return
     window = rules.window if watch.selecting else min(rules.window, rules.least)

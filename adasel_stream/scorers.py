@@ -173,6 +173,8 @@ def scorer_for(
 ) -> Score | None:
     """Wrap the score in a `ModelScorer` where there is a model; arguments as there.
 
+    Without one, where the last layer would be of use, a score that gives losses alone is told of.
+
     Raises:
         ValueError: a model without score, or autocast without model.
         TypeError: an argument of another type.

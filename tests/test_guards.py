@@ -241,7 +241,7 @@ def test_an_error_of_a_slice_names_it() -> None:
         (
             {"cap": 0.2, "repeats": 5.5},
             TypeError,
-            "repeats must be a whole number or None, got float",
+            "repeats must be an integer, got float",
         ),
         ({"slices": {"a": (len, 2)}}, ValueError, r"rate of slice 'a' must be in \[0, 1\], got 2"),
         ({"slices": {str(i): (len, 0.1) for i in range(17)}}, ValueError, "at most 16 slices"),
