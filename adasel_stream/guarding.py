@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -142,25 +143,38 @@ class Guarding:
                 own.tail / sampling_rate,
             )
 
-    def members(self, batch: Batch, rows: int, device: torch.device) -> Tensor:
-        """Ask the slices for their members, shape (S, b), bool.
+    def held_to(
+        self, batch: Batch, ids: npt.NDArray[np.int64] | None, rows: int, device: torch.device
+    ) -> tuple[Callable[[LossBatch], Bounds], Tensor]:
+        """Look at candidates, and say what a choice from them is held to.
+
+        Args:
+            batch: the candidates.
+            ids: their instance ids, shape (b,), or None without a record.
+            rows: how many they are, b.
+            device: where their losses are.
+
+        Returns:
+            a function that gives the bounds, and the members of each slice, shape (S, b), bool.
 
         Raises:
             BatchError: a slice does not give one bool per row.
         """
-        found = [self._of_slice(name, batch, rows, device) for name in self.guards.names]
-        if found:
-            return torch.stack(found)
-        return torch.zeros(0, rows, dtype=torch.bool, device=device)
+        members = torch.zeros(0, rows, dtype=torch.bool, device=device)
+        if self.guards.slices:
+            found = [self._of_slice(name, batch, rows, device) for name in self.guards.names]
+            members = torch.stack(found)
+        repeated = self._repeated(ids, device)
+        return partial(self._bounds, members=members, repeated=repeated), members
 
-    def repeated(self, ids: npt.NDArray[np.int64] | None, device: torch.device) -> Tensor | None:
+    def _repeated(self, ids: npt.NDArray[np.int64] | None, device: torch.device) -> Tensor | None:
         """Flag instances that were chosen often, shape (b,), bool, or None where nobody asks."""
         if self.repeats is None or self.guards.repeats is None or ids is None:
             return None
         often = self.repeats.count(ids) >= self.guards.repeats
         return torch.from_numpy(often).to(device, non_blocking=True)
 
-    def bounds(self, batch: LossBatch, members: Tensor, repeated: Tensor | None) -> Bounds:
+    def _bounds(self, batch: LossBatch, members: Tensor, repeated: Tensor | None) -> Bounds:
         """Put together what a choice from a batch is held to."""
         flagged = top_loss(batch.ranks, batch.count, self.guards.tail)
         if repeated is not None:

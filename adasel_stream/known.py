@@ -8,8 +8,7 @@ are unknown, and what is compared with each other is of one kind, recorded or fr
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -19,70 +18,20 @@ from torch import Tensor
 
 from adasel_stream import trees
 from adasel_stream.decoding import Decoder
-from adasel_stream.errors import ScoreError
 from adasel_stream.gathering import Gathered, Gathering
+from adasel_stream.judged import Judged
 from adasel_stream.lookups import Float32s, Int64s, Lookups
+from adasel_stream.passes import Failure, Reference, reference_of, scored_in_passes
 from adasel_stream.rows import Leaves, chosen_rows, row_count
-from adasel_stream.scorers import Score, as_scored, checked
+from adasel_stream.scorers import Score
 from adasel_stream.types import Batch, Scored
-from adasel_stream.windows import MOST_BYTES
 
-__all__ = ["Failure", "Judged", "KnownLosses"]
+__all__ = ["KnownLosses"]
 
 _log = logging.getLogger(__name__)
 
 _WARNED: Final = 1000
 """So many candidates, none of which is known, are no accident."""
-
-
-class Judged(NamedTuple):
-    """Candidates with their losses, and where those came from.
-
-    Attributes:
-        leaves: the candidates, flattened, b rows each.
-        scored: losses, shape (b,), with last-layer quantities if every row was scored.
-        fresh: rows that were scored now, shape (b,), bool.
-        ids: instance ids, shape (b,), int64, or None without a record.
-        recorded: what the record held, shape (b, 2), float32: the loss, NaN where it is unknown,
-            and its age in seconds; None without a record.
-        guessed: rows whose loss nobody knows and the stream's mean stands for, shape (b,), bool,
-            or None where there are none.
-        decoded: the candidates decoded, b rows each, or None where they were not.
-        reference: losses under a reference model, shape (b,), NaN where unknown, or None.
-    """
-
-    leaves: Leaves
-    scored: Scored
-    fresh: npt.NDArray[np.bool_]
-    ids: Int64s | None = None
-    recorded: Float32s | None = None
-    guessed: npt.NDArray[np.bool_] | None = None
-    decoded: Leaves | None = None
-    reference: Tensor | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether any loss is more than a guess."""
-        return self.guessed is None or not self.guessed.all()
-
-    @property
-    def company(self) -> dict[str, Tensor | None]:
-        """What methods may look at beside the losses, each of shape (b,) or None."""
-        device, previous = self.scored.losses.device, None
-        if self.recorded is not None:
-            previous = torch.from_numpy(self.recorded[:, 0]).to(device, non_blocking=True)
-        reference = self.reference
-        if reference is not None:
-            reference = reference.to(device, non_blocking=True)
-        return {"reference": reference, "previous": previous}
-
-    @property
-    def ages_s(self) -> Float32s:
-        """Ages of the recorded losses that were reused, in seconds, shape (n,)."""
-        if self.recorded is None:
-            return np.zeros(0, dtype=np.float32)
-        ages_s: Float32s = self.recorded[~np.isnan(self.recorded[:, 0]), 1]
-        return ages_s
 
 
 class _Group(NamedTuple):
@@ -93,13 +42,6 @@ class _Group(NamedTuple):
     recorded: Float32s | None
     score: bool
     batches: Sequence[Batch] = ()
-
-
-class Failure(NamedTuple):
-    """What a score raised first, and of how many rows in all it gave no losses."""
-
-    error: Exception
-    rows: int
 
 
 class KnownLosses:
@@ -127,7 +69,7 @@ class KnownLosses:
         score: Score | None,
         lookups: Lookups | None,
         decoder: Decoder | None = None,
-        reference: Callable[[Batch], Tensor] | None = None,
+        reference: Reference | None = None,
     ) -> None:
         if score is None and lookups is None:
             raise ValueError("losses must come from somewhere: pass score=, record=, or both")
@@ -255,7 +197,8 @@ class KnownLosses:
         if self._decoder is not None:  # nothing is decoded for what is only looked up
             return judged._replace(reference=torch.full_like(tensor, torch.nan))
         batches = group.batches or self._built(group.leaves, template)
-        return judged._replace(reference=torch.cat([self._reference_of(one) for one in batches]))
+        references = [reference_of(self._reference, one) for one in batches]
+        return judged._replace(reference=torch.cat(references))
 
     def _count_strangers(self, known: npt.NDArray[np.bool_]) -> None:
         """Warn once where the record knows nobody: somebody may have mistaken a name."""
@@ -270,45 +213,6 @@ class KnownLosses:
                     "same ids as ids=?",
                     self._strangers,
                 )
-
-    def _reference_of(self, batch: Batch) -> Tensor:
-        """Ask for the reference losses of a batch, shape (b,), float32."""
-        assert self._reference is not None, "who asks has looked"
-        rows = _rows_of(batch)
-        try:
-            with torch.no_grad():
-                losses = self._reference(batch)
-        except Exception as error:
-            error.add_note("It came from the function given as reference=, called with a batch.")
-            raise
-        if not isinstance(losses, Tensor) or losses.shape != (rows,):
-            shape = getattr(losses, "shape", None)
-            came = type(losses).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
-            raise ScoreError(
-                f"reference returned {came}, expected a tensor of shape ({rows},): one loss per row"
-            )
-        return losses.detach().float()
-
-    def _scored_parts(self, batches: Sequence[Batch]) -> tuple[list[Scored], list[Tensor], Tensor]:
-        """Score batches one by one, and give what went well with the numbers of its rows."""
-        assert self._score is not None, "without score there is a record"
-        parts: list[Scored] = []
-        references: list[Tensor] = []
-        good: list[Tensor] = []
-        start = 0
-        for batch in batches:
-            rows = _rows_of(batch)
-            try:
-                scored = checked(as_scored(self._score(batch)), rows)
-                if self._reference is not None:
-                    references.append(self._reference_of(batch))
-                parts.append(scored)
-                good.append(torch.arange(start, start + rows))
-            except Exception as error:  # whatever a score raises: the rest of the window is kept
-                before = Failure(error, 0) if self.failure is None else self.failure
-                self.failure = before._replace(rows=before.rows + rows)
-            start += rows
-        return parts, references, torch.cat(good) if good else torch.zeros(0, dtype=torch.int64)
 
     def _pieces(self, leaves: Leaves) -> list[Leaves]:
         """Take rows apart again, so that each pass scores as many as came at once."""
@@ -333,56 +237,27 @@ class KnownLosses:
             batches: Sequence[Batch] = [self._decoder.built(one, template) for one in pieces]
         else:
             batches = group.batches or self._built(group.leaves, template)
-        parts, references, good = self._scored_parts(batches)
-        if self.failure is not None:
-            group = _chosen(group, good)
-            decoded = None if decoded is None else chosen_rows(decoded, good)
-            self.in_hand = self.failure.rows
-            if not parts:
-                raise self.failure.error
-        rows, scored = row_count(group.leaves), _joined(parts)
+        passes = scored_in_passes(self._score, batches, self._reference)
+        if passes.failure is not None:
+            self.failure, self.in_hand = passes.failure, passes.failure.rows
+            group = _chosen(group, passes.good)
+            decoded = None if decoded is None else chosen_rows(decoded, passes.good)
+        if passes.scored is None:
+            assert passes.failure is not None, "without rows there is no group"
+            raise passes.failure.error
+        rows = row_count(group.leaves)
         fresh = np.ones(rows, dtype=np.bool_)
         recorded = None
         if group.ids is not None:
             recorded = np.full((rows, 2), np.nan, dtype=np.float32)
-        reference = torch.cat(references) if references else None
-        return Judged(group.leaves, scored, fresh, group.ids, recorded, None, decoded, reference)
+        judged = Judged(group.leaves, passes.scored, fresh, group.ids, recorded)
+        return judged._replace(decoded=decoded, reference=passes.reference)
 
 
 def _chosen(group: _Group, rows: Tensor) -> _Group:
     """Keep some rows of a group, shape (n,), int64."""
     ids = None if group.ids is None else group.ids[rows.numpy()]
     return group._replace(leaves=chosen_rows(group.leaves, rows), ids=ids)
-
-
-def _rows_of(batch: Batch) -> int:
-    return row_count(trees.flatten(batch))
-
-
-def _joined(parts: Sequence[Scored]) -> Scored:
-    """Put scored batches of a window together; the last layer as far as there is room for it."""
-    if len(parts) == 1:
-        return parts[0]
-    losses = torch.cat([part.losses for part in parts])
-    residuals = [part.residuals for part in parts if part.residuals is not None]
-    features = [part.features for part in parts if part.features is not None]
-    if len(residuals) < len(parts) or len(features) < len(parts):
-        return Scored(losses)
-    held = sum(one.nbytes for one in (*residuals, *features))
-    if held > MOST_BYTES:
-        _log_once(held)
-        return Scored(losses)
-    return Scored(losses, torch.cat(residuals), torch.cat(features))
-
-
-@cache
-def _log_once(held: int) -> None:
-    _log.warning(
-        "the last layer of a window's candidates would take %.1f GB, which is more than %.1f GB: "
-        "rows are chosen by their losses; pass a smaller window= to choose by gradients",
-        held / 1e9,
-        MOST_BYTES / 1e9,
-    )
 
 
 def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, Leaves]:

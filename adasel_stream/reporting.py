@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adasel_stream.chooser import Chooser
 from adasel_stream.emitted import Emitted
-from adasel_stream.known import Judged
+from adasel_stream.judged import Judged
 from adasel_stream.late import Late
 from adasel_stream.lookups import Lookups
 from adasel_stream.metrics import Metrics

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,23 +10,24 @@ import torch
 from torch import Tensor
 
 from adasel_stream import trees
-from adasel_stream.buffer import Buffer
 from adasel_stream.chooser import Chooser
-from adasel_stream.decoded import DecodedRows
 from adasel_stream.decoding import Decoder
 from adasel_stream.emitted import Emitted
 from adasel_stream.guarding import Guarding
-from adasel_stream.known import Judged, KnownLosses
+from adasel_stream.judged import Judged
+from adasel_stream.known import KnownLosses
 from adasel_stream.late import Late
+from adasel_stream.learning import Learning, remembered
 from adasel_stream.lookups import Int64s
 from adasel_stream.metrics import Metrics
+from adasel_stream.outgoing import Outgoing
 from adasel_stream.paying import Gain
 from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting
-from adasel_stream.rows import Leaves, joined_rows, place, row_count
+from adasel_stream.rows import Leaves, joined_rows, row_count
 from adasel_stream.stopping import StopIndicator
-from adasel_stream.types import Batch, Bounds, Feedback, Ids, LossBatch, Selection
+from adasel_stream.types import Batch, Bounds, Ids, LossBatch, Selection
 
 __all__ = ["Selector"]
 
@@ -74,10 +74,8 @@ class Selector:
         self._chooser = chooser
         self._device = device
         self._decoder = decoder
-        self._batch_size = batch_size
-        self._rows = self._empty_rows(batch_size)
+        self._outgoing = Outgoing(batch_size, device, decoder)
         self._metrics = metrics
-        self._template: Batch = None
         self._spent_s = (0.0, 0.0)
         self._scored = False
         self._window: list[tuple[Batch, Leaves, Int64s | None]] = []
@@ -90,6 +88,13 @@ class Selector:
             proxied=proxy is not None,
             promised=() if guarding is None else guarding.guards.promised,
         )
+        self._learning = Learning(
+            *(chooser, self._reporting, self._late),
+            lookups=known.lookups,
+            repeats=self._repeats,
+            proxy=proxy,
+            metrics=metrics,
+        )
 
     @property
     def _repeats(self) -> Repeats | None:
@@ -98,22 +103,22 @@ class Selector:
     @property
     def batch_size(self) -> int | None:
         """Rows of an emitted batch, or None while nobody knows."""
-        return self._batch_size if self._rows is None else self._rows.batch_size
+        return self._outgoing.batch_size
 
     @property
     def full(self) -> bool:
         """Whether as many rows wait as a batch takes, and those that are decoded ahead."""
-        return self._rows is not None and self._rows.full
+        return self._outgoing.full
 
     @property
     def knows_structure(self) -> bool:
         """Whether batches can be built; not after a resume while their types are the user's own."""
-        return self._template is not None
+        return self._outgoing.knows_structure
 
     @property
     def stuck(self) -> bool:
         """Whether rows wait that cannot be emitted, as nobody knows the structure of batches."""
-        return not self.knows_structure and (bool(self._rows) or self._known.gathering)
+        return not self.knows_structure and (bool(self._outgoing) or self._known.gathering)
 
     @property
     def gain(self) -> Gain:
@@ -122,10 +127,7 @@ class Selector:
 
     def learn_structure(self, batch: Batch) -> None:
         """Remember the structure of candidate batches, none of their rows."""
-        leaves = trees.flatten(batch)
-        if self._decoder is None:
-            batch, leaves = self._placed(batch, leaves)
-        self._set_structure(trees.emptied(batch, leaves))
+        self._outgoing.learn_structure(batch)
 
     def pop(self) -> tuple[Batch, Emitted] | None:
         """Take out the oldest whole batch and what `learn` needs of its rows, or None.
@@ -133,18 +135,12 @@ class Selector:
         Raises:
             BatchError, DecodeError: the chosen rows cannot be decoded or put together.
         """
-        if not self.knows_structure:
-            return None
-        if isinstance(self._rows, DecodedRows):
-            with self._metrics.phase("decode"):
-                batch = self._rows.pop()
-            self._count_decoded()
-            return batch
-        leaves = None if self._rows is None else self._rows.pop()
-        if leaves is None:
-            return None
-        taken = {name: leaves.pop(name) for name in Emitted._fields if name in leaves}
-        return trees.rebuild(self._template, leaves), Emitted(**cast("dict[str, Any]", taken))
+        if self._decoder is None:
+            return self._outgoing.pop()
+        with self._metrics.phase("decode"):
+            batch = self._outgoing.pop()
+        self._count_decoded()
+        return batch
 
     def take(self, batch: Batch) -> tuple[int, int]:
         """Look up a candidate batch and let it wait for the others of its window.
@@ -162,9 +158,8 @@ class Selector:
         with self._metrics.phase("score"):
             lookups = self._known.lookups
             ids = None if lookups is None else lookups.recognise(batch, rows)
-            if self._decoder is None:  # else what was decoded is placed
-                batch, leaves = self._placed(batch, leaves)
-            self._expect(batch, leaves, rows)
+            batch, leaves = self._outgoing.placed(batch, leaves)
+            self._metrics.batch_size = self._outgoing.expect(batch, leaves, rows)
         self._window.append((batch, leaves, ids))
         return rows, sum(getattr(leaf, "nbytes", 0) for leaf in leaves.values())
 
@@ -194,24 +189,7 @@ class Selector:
 
     def learn(self, last: Emitted, losses: Tensor) -> None:
         """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy."""
-        losses = losses.detach().float()
-        if last.ids is not None:
-            self._remember(last, losses)
-        if last.proposed is not None:
-            self._reporting.compare(last, losses)
-        if last.proxied is not None:
-            self._watch_proxy(last, losses)
-        if not self._chooser.learns:
-            return
-        device = last.weights.device
-        if losses.device == device:
-            self._update(last, losses)
-            return
-
-        def arrive(late: npt.NDArray[Any]) -> None:  # chosen on one device, trained on another
-            self._update(last, torch.from_numpy(late).to(device, non_blocking=True))
-
-        self._late.send((losses,), arrive)
+        self._learning.learn(last, losses)
 
     def weigh_costs(self) -> None:
         """Hold what a step took in scoring and selection against what it took in training."""
@@ -238,8 +216,7 @@ class Selector:
         """Describe rows that wait, the record, and what the policy carries on."""
         self.drain()
         return {
-            "rows": None if self._rows is None else self._rows.state_dict(),
-            "structure": None if self._template is None else trees.describe(self._template),
+            **self._outgoing.state_dict(),
             "known": self._known.state_dict(),
             "stop": self._stop.state_dict(),
             "proxy": None if self._proxy is None else self._proxy.state_dict(),
@@ -256,14 +233,7 @@ class Selector:
             RecordError: the state is of another record.
         """
         self.drain()
-        rows = self._empty_rows(self._batch_size)  # what waits here is not of the state
-        if state["rows"] is not None:
-            if rows is None:
-                rows = self._rows_of(state["rows"]["batch_size"])
-            if isinstance(rows, DecodedRows):
-                rows.load_state_dict(state["rows"])
-            else:
-                rows.load_state_dict(state["rows"], self._device)
+        outgoing = self._outgoing.restored(state)
         self._known.load_state_dict(
             state["known"], None if self._decoder is not None else self._device
         )
@@ -272,41 +242,10 @@ class Selector:
             self._proxy.load_state_dict(state["proxy"])
         if self._repeats is not None:
             self._repeats.load_state_dict(state["repeats"])
-        self._rows, self._template = rows, None
-        if state["structure"] is not None:
-            self._set_structure(trees.template_of(state["structure"]))
+        self._outgoing = outgoing
         for name in SHOWN:
             setattr(self._metrics, name, copy(state["shown"][name]))
         self._chooser.load_state_dict(state, self._device)
-
-    def _placed(self, batch: Batch, leaves: Leaves) -> tuple[Batch, Leaves]:
-        if self._device is None:
-            return batch, leaves
-        leaves = place(leaves, self._device)
-        return trees.rebuild(batch, leaves), leaves
-
-    def _empty_rows(self, batch_size: int | None) -> Buffer | DecodedRows | None:
-        return None if batch_size is None else self._rows_of(batch_size)
-
-    def _rows_of(self, batch_size: int) -> Buffer | DecodedRows:
-        if self._decoder is None:
-            return Buffer(batch_size)
-        return DecodedRows(batch_size, self._decoder)
-
-    def _set_structure(self, template: Batch) -> None:
-        self._template = template
-        if isinstance(self._rows, DecodedRows):
-            self._rows.begin(template)
-
-    def _expect(self, batch: Batch, leaves: Leaves, rows: int) -> None:
-        """Learn from the first batch how all are made, and refuse another make."""
-        first = self._rows is None or self._template is None
-        if self._rows is None:
-            self._rows = self._rows_of(rows)
-        self._metrics.batch_size = self._rows.batch_size
-        self._rows.check(leaves)
-        if first:
-            self._set_structure(trees.emptied(batch, leaves))
 
     def _choose_all(self, *, rest: bool) -> None:
         """Choose from all candidates whose losses are there."""
@@ -328,7 +267,7 @@ class Selector:
         try:
             scoring = self._chooser.wants_losses
             self._scored = self._scored or scoring
-            return self._known.judge(self._template, rest=rest, scoring=scoring)
+            return self._known.judge(self._outgoing.template, rest=rest, scoring=scoring)
         except Exception:  # whatever a score raises: its rows are gone with it
             self._metrics.samples_dropped["score_error"] += self._known.in_hand
             self._count_decoded()
@@ -336,7 +275,7 @@ class Selector:
 
     def _choose(self, judged: Judged) -> None:
         self._reporting.count(judged)
-        bounds, members = self._bounds(judged)
+        bounds, members = self._held_to(judged)
         chosen = self._chooser.choose(
             judged.scored, **judged.company, known=judged.known, bounds=bounds
         )
@@ -347,88 +286,28 @@ class Selector:
         self._metrics.telemetry_lag_parcels = len(self._late)
         self._chooser.require_finite()
 
-    def _bounds(self, judged: Judged) -> tuple[Callable[[LossBatch], Bounds] | None, Tensor | None]:
+    def _held_to(
+        self, judged: Judged
+    ) -> tuple[Callable[[LossBatch], Bounds] | None, Tensor | None]:
         """Say what a choice is held to, and who belongs to which slice, shape (S, b)."""
-        guarding = self._guarding
-        if guarding is None:
+        if self._guarding is None:
             return None, None
-        device, rows = judged.scored.losses.device, len(judged.fresh)
-        batch = trees.rebuild(self._template, judged.leaves)
-        members = guarding.members(batch, rows, device)
-        repeated = guarding.repeated(judged.ids, device)
-        return partial(guarding.bounds, members=members, repeated=repeated), members
+        batch = trees.rebuild(self._outgoing.template, judged.leaves)
+        rows, device = len(judged.fresh), judged.scored.losses.device
+        return self._guarding.held_to(batch, judged.ids, rows, device)
 
     def _keep(self, judged: Judged, chosen: Selection) -> None:
-        """Copy the chosen rows, with what `learn` will need of them."""
+        """Copy the chosen rows, with what learning will need of them."""
         device, leaves = chosen.indices.device, judged.leaves
         for name, column in (("ids", judged.ids), ("recorded", judged.recorded)):
             if column is not None:
                 tensor = torch.from_numpy(column).to(device, non_blocking=True)
                 leaves = {**leaves, name: tensor}
-        remembered: Leaves = {
-            "weights": chosen.weights,
-            "probabilities": chosen.probabilities,
-            "inclusions": chosen.inclusions,
-            "importances": chosen.importances,
-        }
-        fresh = bool(judged.fresh.all())
-        if self._proxy is not None:  # who was not asked has said nothing
-            said = judged.scored.losses.index_select(0, chosen.indices)
-            remembered["proxied"] = said if fresh else torch.full_like(said, torch.nan)
-        if chosen.proposed is not None:
-            # the last layer of all candidates has told already
-            told = fresh and self._proxy is None and judged.scored.last_layer is not None
-            unknown = torch.full_like(chosen.proposed, torch.nan)
-            proposed = chosen.proposed
-            if not judged.known:  # the arm is all rows, and no scores proposed anything
-                proposed = torch.full_like(unknown, torch.inf)
-            remembered["proposed"] = unknown if told else proposed
-            heard = fresh and self._proxy is None
-            remembered["heard"] = torch.full_like(unknown, heard, dtype=torch.bool)
+        kept = remembered(judged, chosen, proxied=self._proxy is not None)
         # on a CPU no more rows were asked for than may be chosen
         void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
-        if isinstance(self._rows, DecodedRows):
-            self._rows.push(leaves, chosen.indices, remembered, void, judged.decoded)
-            return
-        assert self._rows is not None, "the first batch made it"
-        self._rows.push(leaves, chosen.indices, remembered, void)
+        self._outgoing.push(leaves, chosen.indices, kept, void, judged.decoded)
 
     def _count_decoded(self) -> None:
         if self._decoder is not None:
             self._metrics.samples_dropped["decode_error"] = self._metrics.decode_rows["failed"]
-
-    def _remember(self, last: Emitted, losses: Tensor) -> None:
-        """Record fresh losses, and compare them with what the record had held."""
-        lookups = self._known.lookups
-        assert lookups is not None
-        assert last.ids is not None
-        assert last.recorded is not None, "what has ids was looked up"
-
-        def arrive(*late: npt.NDArray[Any]) -> None:
-            weights, fresh, ids, recorded = late
-            filled = weights > 0
-            lookups.observe(ids[filled], fresh[filled])
-            if self._repeats is not None:
-                self._repeats.add(ids[filled])
-            lookups.compare(recorded[filled], fresh[filled])
-
-        self._late.send((last.weights, losses, last.ids, last.recorded), arrive)
-
-    def _watch_proxy(self, last: Emitted, losses: Tensor) -> None:
-        """Compare what the proxy had given with fresh losses."""
-        proxy, metrics, proxied = self._proxy, self._metrics, last.proxied
-        assert proxy is not None
-        assert proxied is not None
-
-        def arrive(*late: npt.NDArray[Any]) -> None:
-            proxy.learn(*late)
-            metrics.observe_proxy(proxy.correlation, alert=proxy.alert)
-
-        self._late.send((proxied, losses, last.weights), arrive)
-
-    def _update(self, last: Emitted, losses: Tensor) -> None:
-        valid = torch.isfinite(losses) & (last.weights > 0)
-        self._chooser.learn(
-            Feedback(losses, last.importances, last.probabilities, last.inclusions, valid)
-        )
-        self._metrics.policy_updates += 1

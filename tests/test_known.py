@@ -7,7 +7,8 @@ from torch import Tensor
 
 from adasel_stream import LossRecord, SelectingLoader
 from adasel_stream.errors import RecordError, ScoreError
-from adasel_stream.known import Judged, KnownLosses
+from adasel_stream.judged import Judged
+from adasel_stream.known import KnownLosses
 from adasel_stream.lookups import Lookups, lookups_for
 from adasel_stream.trees import emptied, flatten
 from tests.streams import Counted, Rows, rows

@@ -1,0 +1,138 @@
+"""What is remembered of chosen rows, and what their fresh losses teach after training on them."""
+
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from adasel_stream.chooser import Chooser
+from adasel_stream.emitted import Emitted
+from adasel_stream.judged import Judged
+from adasel_stream.late import Late
+from adasel_stream.lookups import Lookups
+from adasel_stream.metrics import Metrics
+from adasel_stream.proxy import ProxyWatch
+from adasel_stream.repeats import Repeats
+from adasel_stream.reporting import Reporting
+from adasel_stream.rows import Leaves
+from adasel_stream.types import Feedback, Selection
+
+__all__ = ["Learning", "remembered"]
+
+
+def remembered(judged: Judged, chosen: Selection, *, proxied: bool) -> Leaves:
+    """Give what `Learning` will need of the chosen rows, by the names of `Emitted`, k rows each.
+
+    Args:
+        judged: the candidates.
+        chosen: what was chosen of them.
+        proxied: whether scored losses are a proxy's and not the model's own.
+    """
+    kept: Leaves = {
+        "weights": chosen.weights,
+        "probabilities": chosen.probabilities,
+        "inclusions": chosen.inclusions,
+        "importances": chosen.importances,
+    }
+    fresh = bool(judged.fresh.all())
+    if proxied:  # who was not asked has said nothing
+        said = judged.scored.losses.index_select(0, chosen.indices)
+        kept["proxied"] = said if fresh else torch.full_like(said, torch.nan)
+    if chosen.proposed is not None:
+        own = fresh and not proxied
+        unknown = torch.full_like(chosen.proposed, torch.nan)
+        proposed = chosen.proposed
+        if own and judged.scored.last_layer is not None:
+            proposed = unknown  # the last layer of all candidates has told already
+        elif not judged.known:  # the arm is all rows, and no scores proposed anything
+            proposed = torch.full_like(unknown, torch.inf)
+        kept["proposed"] = proposed
+        kept["heard"] = torch.full_like(unknown, own, dtype=torch.bool)
+    return kept
+
+
+class Learning:
+    """Hand fresh losses of emitted batches to everyone who learns from them.
+
+    Args:
+        chooser: moves method weights by them.
+        reporting: hears from the control arm whether selection pays.
+        late: carries them from the device.
+        lookups: records them, or None without a record.
+        repeats: counts how often instances were chosen, or None.
+        proxy: holds them against what a proxy had given, or None.
+        metrics: counters to add to.
+    """
+
+    def __init__(
+        self,
+        chooser: Chooser,
+        reporting: Reporting,
+        late: Late,
+        *,
+        lookups: Lookups | None,
+        repeats: Repeats | None,
+        proxy: ProxyWatch | None,
+        metrics: Metrics,
+    ) -> None:
+        self._chooser = chooser
+        self._reporting = reporting
+        self._late = late
+        self._lookups = lookups
+        self._repeats = repeats
+        self._proxy = proxy
+        self._metrics = metrics
+
+    def learn(self, last: Emitted, losses: Tensor) -> None:
+        """Take in fresh losses of an emitted batch, shape (batch_size,)."""
+        losses = losses.detach().float()
+        if self._lookups is not None and last.ids is not None and last.recorded is not None:
+            self._remember(self._lookups, last, last.ids, last.recorded, losses)
+        if last.proposed is not None:
+            self._reporting.compare(last, losses)
+        if self._proxy is not None and last.proxied is not None:
+            self._watch(self._proxy, last.proxied, last, losses)
+        if not self._chooser.learns:
+            return
+        device = last.weights.device
+        if losses.device == device:
+            self._update(last, losses)
+            return
+
+        def arrive(late: npt.NDArray[Any]) -> None:  # chosen on one device, trained on another
+            self._update(last, torch.from_numpy(late).to(device, non_blocking=True))
+
+        self._late.send((losses,), arrive)
+
+    def _remember(
+        self, lookups: Lookups, last: Emitted, ids: Tensor, recorded: Tensor, losses: Tensor
+    ) -> None:
+        """Record fresh losses, and compare them with what the record had held."""
+
+        def arrive(*late: npt.NDArray[Any]) -> None:
+            weights, fresh, ids, recorded = late
+            filled = weights > 0
+            lookups.observe(ids[filled], fresh[filled])
+            if self._repeats is not None:
+                self._repeats.add(ids[filled])
+            lookups.compare(recorded[filled], fresh[filled])
+
+        self._late.send((last.weights, losses, ids, recorded), arrive)
+
+    def _watch(self, proxy: ProxyWatch, proxied: Tensor, last: Emitted, losses: Tensor) -> None:
+        """Compare what the proxy had given with fresh losses."""
+        metrics = self._metrics
+
+        def arrive(*late: npt.NDArray[Any]) -> None:
+            proxy.learn(*late)
+            metrics.observe_proxy(proxy.correlation, alert=proxy.alert)
+
+        self._late.send((proxied, losses, last.weights), arrive)
+
+    def _update(self, last: Emitted, losses: Tensor) -> None:
+        valid = torch.isfinite(losses) & (last.weights > 0)
+        self._chooser.learn(
+            Feedback(losses, last.importances, last.probabilities, last.inclusions, valid)
+        )
+        self._metrics.policy_updates += 1

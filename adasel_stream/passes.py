@@ -1,0 +1,132 @@
+"""Passes of a score over the batches of a window, and what they gave together."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from adasel_stream import trees
+from adasel_stream.errors import ScoreError
+from adasel_stream.rows import row_count
+from adasel_stream.scorers import Score, as_scored, checked
+from adasel_stream.types import Batch, Scored
+from adasel_stream.windows import MOST_BYTES
+
+__all__ = ["Failure", "Passes", "Reference", "reference_of", "scored_in_passes"]
+
+_log = logging.getLogger(__name__)
+
+Reference: TypeAlias = Callable[[Batch], Tensor]
+"""Gives losses of a batch under a reference model, shape (b,)."""
+
+
+class Failure(NamedTuple):
+    """What a score raised first, and of how many rows in all it gave no losses."""
+
+    error: Exception
+    rows: int
+
+
+class Passes(NamedTuple):
+    """What came of a window.
+
+    Attributes:
+        scored: losses of the rows that could be scored, n of them, or None where none could.
+        good: which rows of the window these are, shape (n,), int64.
+        reference: their losses under a reference model, shape (n,), or None.
+        failure: what became of the others, or None where there are none.
+    """
+
+    scored: Scored | None
+    good: Tensor
+    reference: Tensor | None
+    failure: Failure | None
+
+
+def scored_in_passes(
+    score: Score, batches: Sequence[Batch], reference: Reference | None = None
+) -> Passes:
+    """Score batches one by one; where one cannot be scored, the others are kept.
+
+    >>> passes = scored_in_passes(lambda batch: batch, [torch.ones(2), torch.zeros(1)])
+    >>> passes.scored.losses, passes.good
+    (tensor([1., 1., 0.]), tensor([0, 1, 2]))
+    """
+    parts: list[Scored] = []
+    references: list[Tensor] = []
+    good: list[Tensor] = []
+    failure: Failure | None = None
+    start = 0
+    for batch in batches:
+        rows = _rows_of(batch)
+        try:
+            scored = checked(as_scored(score(batch)), rows)
+            if reference is not None:
+                references.append(reference_of(reference, batch))
+            parts.append(scored)
+            good.append(torch.arange(start, start + rows))
+        except Exception as error:  # whatever a score raises: the rest of the window is kept
+            before = Failure(error, 0) if failure is None else failure
+            failure = before._replace(rows=before.rows + rows)
+        start += rows
+    return Passes(
+        _joined(parts) if parts else None,
+        torch.cat(good) if good else torch.zeros(0, dtype=torch.int64),
+        torch.cat(references) if references else None,
+        failure,
+    )
+
+
+def reference_of(reference: Reference, batch: Batch) -> Tensor:
+    """Ask for the reference losses of a batch, shape (b,), float32.
+
+    Raises:
+        ScoreError: they are not one loss per row.
+    """
+    rows = _rows_of(batch)
+    try:
+        with torch.no_grad():
+            losses = reference(batch)
+    except Exception as error:
+        error.add_note("It came from the function given as reference=, called with a batch.")
+        raise
+    if not isinstance(losses, Tensor) or losses.shape != (rows,):
+        shape = getattr(losses, "shape", None)
+        came = type(losses).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")
+        raise ScoreError(
+            f"reference returned {came}, expected a tensor of shape ({rows},): one loss per row"
+        )
+    return losses.detach().float()
+
+
+def _rows_of(batch: Batch) -> int:
+    return row_count(trees.flatten(batch))
+
+
+def _joined(parts: Sequence[Scored]) -> Scored:
+    """Put scored batches of a window together; the last layer as far as there is room for it."""
+    if len(parts) == 1:
+        return parts[0]
+    losses = torch.cat([part.losses for part in parts])
+    residuals = [part.residuals for part in parts if part.residuals is not None]
+    features = [part.features for part in parts if part.features is not None]
+    if len(residuals) < len(parts) or len(features) < len(parts):
+        return Scored(losses)
+    held = sum(one.nbytes for one in (*residuals, *features))
+    if held > MOST_BYTES:
+        _log_once(held)
+        return Scored(losses)
+    return Scored(losses, torch.cat(residuals), torch.cat(features))
+
+
+@cache
+def _log_once(held: int) -> None:
+    _log.warning(
+        "the last layer of a window's candidates would take %.1f GB, which is more than %.1f GB: "
+        "rows are chosen by their losses; pass a smaller window= to choose by gradients",
+        held / 1e9,
+        MOST_BYTES / 1e9,
+    )
