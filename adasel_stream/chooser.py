@@ -169,7 +169,9 @@ class Chooser:
             self._state = after
         else:
             self._state = replace(state, step=after.step)
-        return chosen
+        if batch.bounds is None:
+            return chosen
+        return replace(chosen, suspicious=_flagged(batch.bounds, chosen))
 
     def require_finite(self) -> None:
         """Give up where no loss has been finite for so long that none will be.
@@ -325,6 +327,12 @@ def _count_finite(losses: Tensor, norms: Tensor | None) -> int | None:
     if norms is not None:
         finite &= np.isfinite(norms.numpy())
     return int(finite.sum())
+
+
+def _flagged(bounds: Bounds, chosen: Selection) -> Tensor:
+    """Count chosen rows that look suspicious, shape (), int64."""
+    flagged = bounds.flagged.index_select(0, chosen.indices)
+    return (flagged if chosen.valid is None else flagged & chosen.valid).sum()
 
 
 def _described(state: State) -> dict[str, Any]:

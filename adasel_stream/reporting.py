@@ -82,10 +82,10 @@ class Reporting:
         Args:
             judged: the candidates.
             chosen: what was chosen of them, or None.
-            members: who belongs to which slice, shape (S, b), bool, or None without slices.
+            members: who belongs to which slice, shape (S, b), bool, or None without guards.
         """
-        if members is not None and members.shape[0]:
-            self._count_slices(members, chosen)
+        if members is not None:
+            self._count_guarded(members, chosen)
         metrics, lookups, losses = self._metrics, self._lookups, judged.scored.losses
         fresh, ids = judged.fresh, judged.ids
         told = None if judged.guessed is None else ~judged.guessed  # a guess is nobody's loss
@@ -116,23 +116,22 @@ class Reporting:
         variances = () if chosen.variances is None else (chosen.variances,)
         self._late.send((losses, chosen.indices, chosen.weights, *methods, *variances), arrive)
 
-    def _count_slices(self, members: Tensor, chosen: Selection | None) -> None:
-        """Count candidates and chosen rows of each slice."""
+    def _count_guarded(self, members: Tensor, chosen: Selection | None) -> None:
+        """Count candidates and chosen rows of each slice, and chosen rows that look suspicious."""
         seen = members.sum(1)
-        selected = torch.zeros_like(seen)
-        if chosen is not None:
+        selected, suspicious = torch.zeros_like(seen), seen.new_zeros(())
+        if chosen is not None and chosen.suspicious is not None:
             selected = members.index_select(1, chosen.indices).sum(1)
+            suspicious = chosen.suspicious
         metrics = self._metrics
 
-        def arrive(*counts: npt.NDArray[Any]) -> None:
-            both = zip((metrics.slice_seen, metrics.slice_selected), counts, strict=True)
-            metrics.slice_seen, metrics.slice_selected = (
-                [before + more for before, more in zip(held, new.tolist(), strict=True)]
-                for held, new in both
-            )
+        def arrive(seen: npt.NDArray[Any], own: npt.NDArray[Any], held: npt.NDArray[Any]) -> None:
+            metrics.slice_seen = _added(metrics.slice_seen, seen)
+            metrics.slice_selected = _added(metrics.slice_selected, own)
+            metrics.suspicious_selected += int(held)
             self._look_at_slices()
 
-        self._late.send((seen, selected), arrive)
+        self._late.send((seen, selected, suspicious), arrive)
 
     def _look_at_slices(self) -> None:
         """Tell once of each slice that gets much less than it was promised."""
@@ -215,3 +214,7 @@ class Reporting:
         if not math.isnan(mean):
             self._stop.observe(mean, None if chooser.rules is None else chooser.gain)
             metrics.stop_indicator_ratio = self._stop.value
+
+
+def _added(before: list[int], more: npt.NDArray[Any]) -> list[int]:
+    return [one + int(other) for one, other in zip(before, more, strict=True)]

@@ -250,6 +250,7 @@ class Selection:
             for others, shape (k,); None without a control arm.
         variances: of the gradient estimate, drawn by the scores and drawn evenly, up to a common
             factor, shape (2,); None where they were not compared.
+        suspicious: how many of the rows guards had flagged, shape (), int64; None without guards.
     """
 
     indices: Tensor
@@ -262,6 +263,7 @@ class Selection:
     valid: Tensor | None = None
     proposed: Tensor | None = None
     variances: Tensor | None = None
+    suspicious: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

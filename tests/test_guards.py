@@ -153,8 +153,11 @@ def test_a_poisoned_source_gets_no_more_than_its_cap(policy: str) -> None:
             methods=["big_loss"],
             guards=Guards(cap=cap, tail=1 / 16),
         )
-        bad = [float((batch["loss"] > 100).float().mean()) for batch in loader]
-        shares[cap] = sum(bad) / len(bad)
+        bad = [int((batch["loss"] > 100).sum()) for batch in loader]
+        shares[cap] = sum(bad) / (64 * len(bad))
+        counts = loader.metrics.snapshot()
+        assert counts["suspicious_selected_total"] == sum(bad)
+        assert counts["samples_selected_total"] == 64 * len(bad)
     assert shares[1.0] > 0.14
     assert shares[0.1] <= 0.105
 

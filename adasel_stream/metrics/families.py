@@ -114,6 +114,11 @@ FAMILIES: tuple[Family, ...] = (
     Family("slice_seen", "counter", "Candidates of each named slice.", "slice"),
     Family("slice_selected", "counter", "Chosen rows of each named slice.", "slice"),
     Family(
+        "suspicious_selected",
+        "counter",
+        "Chosen rows that looked suspicious to the guards; their share of all is what cap bounds.",
+    ),
+    Family(
         "policy_updates",
         "counter",
         "Updates of the method weights by losses of training steps; only policies that learn "

@@ -114,6 +114,7 @@ class Metrics:
         self.method_agreed = [0.0] * len(self.methods)
         self.slice_seen = [0] * len(self.slices)
         self.slice_selected = [0] * len(self.slices)
+        self.suspicious_selected = 0
         self.record_lookups = dict.fromkeys(names["record_lookups"], 0)
         self.record_evictions = dict.fromkeys(names["record_evictions"], 0)
         self.record_rejected = 0
