@@ -186,6 +186,7 @@ class SelectingLoader:
         self._pass: object = None
         self._over = False
         self._goes_on = False
+        self._told_barren = False
         counts: Any = source if isinstance(getattr(source, "counts", None), Mapping) else None
         self.metrics.watch(source=counts)
         self._own_feed: LossFeed | None = None
@@ -230,8 +231,10 @@ class SelectingLoader:
         if not self._over:
             self._candidates.start()
         self._emissions.start()
+        barren = True
         try:
             while self._pass is mine and (next_one := self._next()) is not None:
+                barren = False
                 batch, emitted = next_one
                 self._emissions.add(batch, emitted)
                 self._step_began_s = time.perf_counter()
@@ -243,6 +246,8 @@ class SelectingLoader:
                     self._end_step()
             if self._pass is mine:
                 self._over = False
+                if barren and self._selector.waiting:
+                    self._tell_of_barren_pass()
             elif self._pass is not None:
                 raise AdaselError(
                     "this pass is over: the loader was iterated anew or its state was loaded. Use "
@@ -364,6 +369,17 @@ class SelectingLoader:
         if emitted is None and self._decoder is not None:
             self._decoder.check_success()
         return emitted
+
+    def _tell_of_barren_pass(self) -> None:
+        """Say once that a whole pass chose too few rows for a batch."""
+        if not self._told_barren:
+            self._told_barren = True
+            _log.warning(
+                "a whole pass over the source emitted nothing: %d rows are chosen, a batch has %d; "
+                "they wait for the next pass. Pass a smaller batch_size=, or a higher "
+                "sampling_rate=",
+                *(self._selector.waiting, self._selector.batch_size),
+            )
 
     def _offer(self) -> bool:
         """Offer the next candidates; False where the source ends before."""

@@ -42,9 +42,9 @@ class Outgoing:
         self._decoder = decoder
         self._rows = None if batch_size is None else self._rows_of(batch_size)
 
-    def __bool__(self) -> bool:
-        """Say whether rows wait."""
-        return bool(self._rows)
+    def __len__(self) -> int:
+        """Count the rows that wait."""
+        return 0 if self._rows is None else len(self._rows)
 
     @property
     def batch_size(self) -> int | None:

@@ -116,9 +116,14 @@ class Selector:
         return self._outgoing.knows_structure
 
     @property
+    def waiting(self) -> int:
+        """Chosen rows that wait for a full batch."""
+        return len(self._outgoing)
+
+    @property
     def stuck(self) -> bool:
         """Whether rows wait that cannot be emitted, as nobody knows the structure of batches."""
-        return not self.knows_structure and (bool(self._outgoing) or self._known.gathering)
+        return not self.knows_structure and (self.waiting > 0 or self._known.gathering)
 
     @property
     def gain(self) -> Gain:

@@ -186,6 +186,17 @@ def test_rows_that_wait_come_in_the_next_pass() -> None:
     assert loader.metrics.samples_selected == 12
 
 
+def test_a_pass_that_emits_nothing_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A training loop around it would end in silence; its rows come in the next pass."""
+    loader = SelectingLoader(batches([6]), score=loss, sampling_rate=0.5, batch_size=8)
+    assert [len(list(loader)) for _ in range(6)] == [0, 0, 1, 0, 0, 1]
+    told = [one.message for one in caplog.records if one.name == "adasel_stream.loader"]
+    assert told == [
+        "a whole pass over the source emitted nothing: 3 rows are chosen, a batch has 8; they wait "
+        "for the next pass. Pass a smaller batch_size=, or a higher sampling_rate="
+    ]
+
+
 def test_a_loader_on_a_device_emits_there() -> None:
     """Arrays become tensors where batches are scored; text stays text."""
     device = torch.device("cpu")
