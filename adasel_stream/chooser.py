@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import kept_at
+from adasel_stream.draw import dealt
 from adasel_stream.errors import ScoreError
 from adasel_stream.last_layer import gradient_norms
 from adasel_stream.methods import needs, uniform
@@ -173,6 +174,12 @@ class Chooser:
             return chosen
         return replace(chosen, suspicious=_flagged(batch.bounds, chosen))
 
+    def dealt(self, chosen: Selection) -> Selection:
+        """Mix chosen rows for more than one batch, so that each batch is as all of them are."""
+        assert self._generator is not None, "something was chosen"
+        rows = chosen.indices
+        return chosen.reordered(dealt(rows.shape[0], self._generator, rows.device))
+
     def require_finite(self) -> None:
         """Give up where no loss has been finite for so long that none will be.
 
@@ -198,7 +205,8 @@ class Chooser:
         """Take in what a window of candidates, or fresh losses of the control arm, showed.
 
         Args:
-            variances: as `Selection.variances`, or None if unknown.
+            variances: as `Selection.variances`, both about the mean of all candidates, or None if
+                unknown.
             mean: mean loss of rows that were not chosen by their losses; NaN if unknown.
             nonfinite: share of losses that are not finite, None if unknown.
             trained: whether it is of rows that were trained on.
@@ -207,6 +215,8 @@ class Chooser:
         if rules is None:
             return
         before = self._watch
+        if variances is not None:
+            variances = _with_candidates_own(variances, self._quota.sampling_rate)
         self._watch = after_batch(
             self._watch,
             rules,
@@ -333,6 +343,19 @@ def _flagged(bounds: Bounds, chosen: Selection) -> Tensor:
     """Count chosen rows that look suspicious, shape (), int64."""
     flagged = bounds.flagged.index_select(0, chosen.indices)
     return (flagged if chosen.valid is None else flagged & chosen.valid).sum()
+
+
+def _with_candidates_own(
+    variances: tuple[float, float], sampling_rate: float
+) -> tuple[float, float]:
+    """Add the noise that comes with the candidates themselves, which no choice from them removes.
+
+    Both variances are about the mean of b candidates. That varies as much as an even draw of b rows
+    from the stream, and an even draw of γb of these b rows as 1/γ - 1 times that.
+    """
+    ours, even = variances
+    own = even * sampling_rate / (1 - sampling_rate) if sampling_rate < 1 else 0.0
+    return ours + own, even + own
 
 
 def _described(state: State) -> dict[str, Any]:

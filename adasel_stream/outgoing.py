@@ -90,6 +90,11 @@ class Outgoing:
             self._set_structure(trees.emptied(batch, leaves))
         return self._rows.batch_size
 
+    def takes_whole(self, rows: int) -> bool:
+        """Whether so many more rows would all come into the same batch."""
+        size = self.batch_size
+        return size is None or len(self) % size + rows <= size
+
     def push(
         self,
         leaves: Leaves,

@@ -3,12 +3,14 @@
 A draw by scores pays where the gradient that it estimates varies less than an even draw's of as
 many rows. Of a window, the candidates that are chosen from together, both can be known: the
 squared distance of the drawn rows' weighted last-layer gradient from that of all candidates, and
-the same for an even draw of as many rows that is made for comparison. With their means over the
-last windows
+the same for an even draw of as many rows that is made for comparison; to both the distance of the
+candidates' own mean from the stream's is added, which no choice from them changes. With their means
+over the last windows
 
     gain = 1 - squared error by scores / squared error of an even draw
 
-is the share of uniform sampling's gradient noise that selection removes. Without a last layer the
+is the share of uniform sampling's gradient noise that selection removes: at most 1 less the
+sampling rate, as for training on all candidates. Without a last layer the
 variances of independent draws, Σ g²(1/π - 1), stand in, with losses for gradient norms g. Where
 losses are recorded and none is fresh, rows of the control arm tell them once they were trained on:
 they were drawn evenly, whatever π the scores had proposed for them.
@@ -94,9 +96,10 @@ class Rules:
 class Gain(NamedTuple):
     """Gain over uniform sampling with an interval of two standard errors; NaN where unknown.
 
-    It is the share of uniform sampling's gradient noise that selection removes, at most 1 and below
-    0 where selection adds to it. Judged by time, the noise is first multiplied by one plus the
-    seconds of selecting for each of training: uniform sampling trains on so many more rows.
+    It is the share of uniform sampling's gradient noise that selection removes, at most 1 less the
+    sampling rate, and below 0 where selection adds to it. Judged by time, the noise is first
+    multiplied by one plus the seconds of selecting for each of training: uniform sampling trains on
+    so many more rows.
     """
 
     mean: float

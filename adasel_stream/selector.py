@@ -285,6 +285,8 @@ class Selector:
             judged.scored, **judged.company, known=judged.known, bounds=bounds
         )
         if chosen is not None:
+            if not self._outgoing.takes_whole(chosen.indices.shape[0]):
+                chosen = self._chooser.dealt(chosen)
             self._keep(judged, chosen)
         self._reporting.report(judged, chosen, members)
         self._late.poll()

@@ -5,7 +5,7 @@ Letters in shapes: b candidates, k selected, M methods.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -264,6 +264,15 @@ class Selection:
     proposed: Tensor | None = None
     variances: Tensor | None = None
     suspicious: Tensor | None = None
+
+    def reordered(self, order: Tensor) -> "Selection":
+        """Put the rows into another order, shape (k,), int64."""
+        columns = ("indices", "weights", "probabilities", "inclusions", "importances")
+        rows = {name: getattr(self, name).index_select(0, order) for name in columns}
+        for name in ("valid", "proposed"):
+            column: Tensor | None = getattr(self, name)
+            rows[name] = None if column is None else column.index_select(0, order)
+        return replace(self, **rows)
 
 
 @dataclass(frozen=True, slots=True)

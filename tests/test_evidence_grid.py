@@ -160,12 +160,13 @@ def test_arguments_that_cannot_be_are_refused(
 def test_results_of_other_code_are_not_gone_on_with(tmp_path: Path) -> None:
     """Both revisions are named, and what to do."""
     results = Results(tmp_path / "r.parquet")
-    results.check("abc")
+    results.check("abc", [0.2])
     cell = Cell("line", "auto", 0.2, 0, "updates")
     results.rows[cell] = {**cell._asdict(), "revision": "abc"}
-    results.check("abc")
-    with pytest.raises(ResultsError, match=r"of revision abc, and the code is now at def; .*new"):
-        results.check("def")
+    results.check("abc", [0.2])
+    results.check("def", [0.1])
+    with pytest.raises(ResultsError, match=r"of revision abc at .*the code is now at def; .*new"):
+        results.check("def", [0.1, 0.2])
 
 
 def test_a_revision_is_that_of_the_code_that_decides(tmp_path: Path) -> None:

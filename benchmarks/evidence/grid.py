@@ -91,7 +91,7 @@ def run(grid: Grid, results: Results, data: Path | None, jobs: int) -> None:
         DataError: a data set is missing or damaged; cells that were done are saved.
         ResultsError: what is there was run by other code.
     """
-    results.check(revision_of(ROOT))
+    results.check(revision_of(ROOT), grid.rates)
     missing = [cell for cell in cells_of(grid) if cell not in results.rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (

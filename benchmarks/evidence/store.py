@@ -81,17 +81,21 @@ class Results:
                 "docs/results/evidence.parquet"
             )
 
-    def check(self, revision: str) -> None:
+    def check(self, revision: str, rates: Sequence[float]) -> None:
         """Refuse to go on with results of other code, with which no comparison would be fair.
 
+        Values are compared at one rate; full training, at the rate 1, selects nothing.
+
         Raises:
-            ResultsError: some rows are of another revision.
+            ResultsError: some rows at these rates are of another revision.
         """
-        others = {row["revision"] for row in self.rows.values()} - {revision}
+        others = {row["revision"] for cell, row in self.rows.items() if cell.rate in rates}
+        others -= {revision}
         if others:
             raise ResultsError(
-                f"{self._path} has results of revision {', '.join(sorted(others))}, and the code "
-                f"is now at {revision}; go on at that revision, or name a new file by --results"
+                f"{self._path} has results of revision {', '.join(sorted(others))} at these rates, "
+                f"and the code is now at {revision}; go on at that revision, or name a new file by "
+                "--results"
             )
 
     def add(self, cell: Cell, row: Mapping[str, Any]) -> None:
