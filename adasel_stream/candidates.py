@@ -27,7 +27,8 @@ class Candidates:
 
     A source with `state_dict` and `load_state_dict` continues by itself. Any other is read
     again from its start, as many batches as had been taken; that is right only if it gives the
-    same batches in the same order, so it must be allowed.
+    same batches in the same order, so it must be allowed. A seeded shuffle of a DataLoader goes on
+    from pass to pass, so the state of its generator is kept along.
 
     Args:
         source: any iterable of batches.
@@ -60,6 +61,7 @@ class Candidates:
         self._broken_at: dict[str, Any] | None = None
         self._held: tuple[Batch, dict[str, Any]] | None = None
         self._stopped_at: dict[str, Any] | None = None
+        self._shuffle: list[Tensor] | None = None
 
     def start(self) -> None:
         """Begin a pass, or go on with the one that was loaded or that the source broke off.
@@ -76,15 +78,20 @@ class Candidates:
             # a new pass would repeat what was trained on
             self._source.load_state_dict(self._broken_at)
         self._broken_at = None
-        if not self._goes_on:
+        goes_on, self._goes_on = self._goes_on, False
+        if not goes_on:
             self._taken = 0
-        self._goes_on = False
         self.stop()
         self._stopped_at = None
-        self._iterator = self._asking(lambda: iter(self._source))
-        again, self._again = self._again, 0
-        if again:
-            self._read_again(again)
+        if goes_on and self._shuffle is not None:
+            self._set_shuffle(self._shuffle)
+        self._shuffle = self._shuffle_state()
+        # a DataLoader draws from torch's generator as it begins: a pass that goes on has begun
+        with torch.random.fork_rng(devices=[], enabled=goes_on and self._taken > 0):
+            self._iterator = self._asking(lambda: iter(self._source))
+            again, self._again = self._again, 0
+            if again:
+                self._read_again(again)
 
     def next(self) -> Batch:
         """Take the next candidate batch.
@@ -124,6 +131,9 @@ class Candidates:
         state: dict[str, Any] = {"taken": self._taken}
         if self._replay and self._taken:
             state["seal"] = self._seal
+        shuffle = self._shuffle_state() if self._shuffle is None else self._shuffle
+        if shuffle:
+            state["shuffle"] = shuffle
         position = self._position()
         return state if position is None else {**state, "source": position}
 
@@ -141,7 +151,7 @@ class Candidates:
             self._again = int(state["taken"])
         self.stop()
         self._taken, self._goes_on = int(state["taken"]), True
-        self._seal = state.get("seal")
+        self._seal, self._shuffle = state.get("seal"), state.get("shuffle")
         self._ended, self._broken_at, self._stopped_at = False, None, None
 
     def check(self, state: dict[str, Any]) -> None:
@@ -178,6 +188,14 @@ class Candidates:
         close = getattr(self._source, "close", None)
         if callable(close):
             close()
+
+    def _shuffle_state(self) -> list[Tensor]:
+        """Ask the generators of a DataLoader where they stand, if it is to be read again."""
+        return [one.get_state() for one in _generators(self._source)] if self._replay else []
+
+    def _set_shuffle(self, states: list[Tensor]) -> None:
+        for generator, state in zip(_generators(self._source), states, strict=False):
+            generator.set_state(state)
 
     def _position(self) -> dict[str, Any] | None:
         """Ask the source where it stands, or give None where it cannot say."""
@@ -216,7 +234,8 @@ class Candidates:
         assert iterator is not None, "start comes first"
         batch = self._asking(lambda: next(iterator, _END))
         if batch is _END:
-            self._taken, self._ended = 0, True  # a snapshot from here on begins the next pass
+            # a snapshot from here on begins the next pass
+            self._taken, self._ended, self._shuffle = 0, True, None
             raise StopIteration
         return batch
 
@@ -237,6 +256,14 @@ class Candidates:
             raise SourceError(
                 f"source {name} raised {type(error).__name__} {place}; {advice}"
             ) from error
+
+
+def _generators(source: Any) -> list[torch.Generator]:
+    """Find the generators that a DataLoader and its samplers shuffle with, each once."""
+    batches = getattr(source, "batch_sampler", None)
+    parts = (source, getattr(source, "sampler", None), getattr(batches, "sampler", None))
+    found = [getattr(part, "generator", None) for part in parts]
+    return list({id(one): one for one in found if isinstance(one, torch.Generator)}.values())
 
 
 def _fingerprint(batch: Batch) -> int:

@@ -2,9 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from adasel_stream.candidates import Candidates
 from adasel_stream.errors import SourceError
+from tests.candidates import generator
 from tests.test_candidates import rest
 
 
@@ -71,3 +73,50 @@ def test_replaying_another_order_is_found_out(order: list[int], same: bool) -> N
     else:
         with pytest.raises(SourceError, match=r"batch 2 is not the one .* Seed its shuffle"):
             second.start()
+
+
+def seeded_loader() -> DataLoader[int]:
+    """Shuffle by a generator of its own, as a new process would make it."""
+    return DataLoader(range(12), batch_size=2, shuffle=True, generator=generator(5))  # type: ignore[arg-type] # a range is a data set
+
+
+@pytest.mark.filterwarnings("ignore:DataLoader has no state_dict:RuntimeWarning")
+@pytest.mark.parametrize("taken", [0, 1, 3, 6, 7, 15])
+def test_a_seeded_shuffle_goes_on_in_any_pass(taken: int) -> None:
+    """Its generator goes on from pass to pass, and so it does in a new process."""
+    first, batches, passes = Candidates(seeded_loader(), replay=True), [], []
+    first.start()
+    while len(batches) < taken:
+        try:
+            batches.append(first.next())
+        except StopIteration:
+            first.start()
+    state = first.state_dict()
+    second = Candidates(seeded_loader(), replay=True)
+    second.load_state_dict(state)
+    for candidates in (first, second):
+        if candidates is second:
+            candidates.start()
+        left: list[list[int]] = [[], [], []]
+        for number in range(3):
+            if number:
+                candidates.start()
+            try:
+                while True:
+                    left[number] += candidates.next().tolist()
+            except StopIteration:
+                pass
+        passes.append(left)
+    assert passes[0] == passes[1]
+    assert passes[0][1] != passes[0][2]
+
+
+@pytest.mark.filterwarnings("ignore:DataLoader has no state_dict:RuntimeWarning")
+def test_going_on_leaves_torchs_generator_alone() -> None:
+    """Dropout goes on where its state was set, although a DataLoader draws as it begins."""
+    loader: DataLoader[int] = DataLoader(range(12), batch_size=2)  # type: ignore[arg-type] # as above
+    second = Candidates(loader, replay=True)
+    second.load_state_dict({"taken": 1})
+    before = torch.get_rng_state()
+    second.start()
+    assert torch.equal(torch.get_rng_state(), before)
