@@ -7,9 +7,7 @@ whatever order the rows are laid out for the draw. Laid out so that neighbours p
 same way, they represent each other, and the estimate varies less than any independent draw's.
 """
 
-import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -31,6 +29,11 @@ __all__ = [
     "top",
     "unbiased",
 ]
+
+
+_ONE = 2**32
+_GOLDEN = 2_654_435_769
+"""The golden section of `_ONE`, to the nearest odd number, so that no multiple comes twice."""
 
 
 class Drawn(NamedTuple):
@@ -209,24 +212,18 @@ def dealt(k: int, generator: torch.Generator | None, device: torch.device | None
     """Give an order of k rows in which each run of them is spread over all, shape (k,), int64.
 
     Rows leave a draw as they were laid out, neighbours alike. Cut into batches as they come, each
-    batch would hold one kind of rows. So every s-th is taken, round and round, from one at random:
-    with s about the golden section of k each run of rows represents all of them, and each row is as
-    likely to come at one place as at another.
+    batch would hold one kind of rows. So they come in the order of multiples of the golden section,
+    modulo 1, of which any run in a row is spread evenly; turned round by a random number of rows,
+    so that each row is as likely to come at one place as at another.
 
     Source: the three-distance theorem, Sós 1957.
 
     >>> dealt(8, torch.Generator().manual_seed(0))
     tensor([4, 1, 6, 3, 0, 5, 2, 7])
     """
+    multiples = torch.arange(k, device=device) * _GOLDEN % _ONE
     start = torch.randint(k, (1,), generator=generator, device=device)
-    return (start + _stride(k) * torch.arange(k, device=device)) % k
-
-
-@lru_cache(maxsize=64)
-def _stride(k: int) -> int:
-    """Find the whole number next to k over the golden ratio that has no divisor with k."""
-    golden = k * (math.sqrt(5) - 1) / 2
-    return min((n for n in range(1, k + 1) if math.gcd(n, k) == 1), key=lambda n: abs(n - golden))
+    return (multiples.argsort().argsort() + start) % k
 
 
 def systematic(pi: Tensor, k: int, permutation: Tensor, offset: Tensor) -> Tensor:

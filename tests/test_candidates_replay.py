@@ -84,11 +84,12 @@ def seeded_loader() -> DataLoader[int]:
 @pytest.mark.parametrize("taken", [0, 1, 3, 6, 7, 15])
 def test_a_seeded_shuffle_goes_on_in_any_pass(taken: int) -> None:
     """Its generator goes on from pass to pass, and so it does in a new process."""
-    first, batches, passes = Candidates(seeded_loader(), replay=True), [], []
+    first, passes, count = Candidates(seeded_loader(), replay=True), [], 0
     first.start()
-    while len(batches) < taken:
+    while count < taken:
         try:
-            batches.append(first.next())
+            first.next()
+            count += 1
         except StopIteration:
             first.start()
     state = first.state_dict()
