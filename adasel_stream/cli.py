@@ -183,10 +183,7 @@ def _report(chosen: argparse.Namespace) -> int:
         chosen.out,
         title=", ".join(last),
         verdict=" ".join(_told(name, record) for name, record in last.items()),
-        tiles=[
-            Tile(name, f"{_saved_s(record):,.0f} s", "saved, estimated")
-            for name, record in last.items()
-        ],
+        tiles=[_tile(name, _saved_s(record)) for name, record in last.items()],
         sections=run_sections(arms),
     )
     print(
@@ -217,6 +214,13 @@ def _name(log: Path, taken: Mapping[str, object]) -> str:
 def _told(name: str, record: Mapping[str, Any]) -> str:
     seen, selected = record["samples_seen_total"], record["samples_selected_total"]
     return f"{name} trained on {selected:,} of {seen:,} samples ({selected / max(seen, 1):.1%})."
+
+
+def _tile(name: str, saved_s: float) -> Tile:
+    digits = 1 if abs(saved_s) < 10 else 0
+    return Tile(
+        name, f"{abs(saved_s):,.{digits}f} s", f"{'lost' if saved_s < 0 else 'saved'}, estimated"
+    )
 
 
 def _saved_s(record: Mapping[str, Any]) -> float:

@@ -21,7 +21,7 @@ from adasel_stream.errors import AdaselError
 from adasel_stream.guarding import Guarding, Guards
 from adasel_stream.known import KnownLosses
 from adasel_stream.lookups import lookups_for, reference_for
-from adasel_stream.methods import last_layer_for, needs, resolve_methods
+from adasel_stream.methods import check_recorded, last_layer_for, needs, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain
 from adasel_stream.policies import resolve_policy
@@ -126,6 +126,7 @@ class SelectingLoader:
                 f"reference= is given, and none of the methods {list(named)} looks at it; pass "
                 "methods= with 'reducible_loss', or leave it out"
             )
+        check_recorded(named, record is not None)
         last_layer = last_layer_for(wanted, record is not None)
         if model is None and (record is not None or isinstance(score, Proxy)):
             last_layer = False  # nobody expects one

@@ -29,6 +29,7 @@ __all__ = [
     "NEEDS",
     "adaboost",
     "big_loss",
+    "check_recorded",
     "coresets_1",
     "coresets_2",
     "gradient_norm",
@@ -248,6 +249,20 @@ def needs(methods: Mapping[str, Method]) -> frozenset[str]:
     """
     cheap = frozenset({"window", "previous"})
     return frozenset[str]().union(*(NEEDS.get(method, cheap) for method in methods.values()))
+
+
+def check_recorded(methods: Mapping[str, Method], recorded: bool) -> None:
+    """Refuse built-in methods that would look for recorded losses where there are none.
+
+    Raises:
+        ValueError: there is no record, and some of them compare with it.
+    """
+    blind = [name for name, method in methods.items() if "previous" in NEEDS.get(method, ())]
+    if blind and not recorded:
+        raise ValueError(
+            f"methods {blind} compare losses with recorded ones, and there is no record; pass "
+            "record= and ids=, or leave them out"
+        )
 
 
 def last_layer_for(wanted: frozenset[str], recorded: bool) -> bool | Literal["if any"]:

@@ -141,7 +141,7 @@ class StopIndicator:
         """Begin armed, with nothing seen."""
         if on_little_left is not None and not callable(on_little_left):
             raise TypeError(
-                "on_little_left must be a function of a sentence, got "
+                "the callback on_little_left must be a function of a sentence, got "
                 f"{type(on_little_left).__name__}"
             )
         if on_little_left is not None:
@@ -309,7 +309,8 @@ def _check_takes_a_sentence(callback: Callable[[str], object]) -> None:
         taken.bind("")
     except TypeError as error:
         raise TypeError(
-            f"on_little_left is called with one sentence, which it does not take: {error}"
+            "the callback on_little_left is called with one sentence, which it does not take: "
+            f"{error}"
         ) from None
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import merit
+from benchmarks.evidence import merit, report
 from benchmarks.evidence.contestants import CONTESTANTS
 from benchmarks.evidence.published import COLUMNS, TABLE_4
-from benchmarks.evidence.report import render
 from benchmarks.evidence.standings import Standings
 from benchmarks.evidence.store import Cell, Results, ResultsError
 from benchmarks.evidence.tasks import TASKS
@@ -192,7 +191,7 @@ def some_results(tmp_path: Path) -> Results:
 
 def test_a_page_shows_all_there_is(results: Results, tmp_path: Path) -> None:
     """Every contestant and task is in it, tables are whole, and every image is there."""
-    render(results, tmp_path / "docs")
+    report.render(results, tmp_path / "docs")
     page = (tmp_path / "docs/results.md").read_text()
     for name in ("full", "uniform", "auto", "big_loss", "loss_history"):
         assert f"| {name} |" in page
@@ -211,7 +210,7 @@ def test_a_page_shows_all_there_is(results: Results, tmp_path: Path) -> None:
 
 def test_images_stand_alone(results: Results, tmp_path: Path) -> None:
     """Each is an SVG of its own with colours for light and dark, no script and no link."""
-    render(results, tmp_path / "docs")
+    report.render(results, tmp_path / "docs")
     for image in (tmp_path / "docs/results").iterdir():
         text = image.read_text()
         assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
@@ -223,7 +222,7 @@ def test_images_stand_alone(results: Results, tmp_path: Path) -> None:
 def test_a_page_of_nothing_says_so(tmp_path: Path) -> None:
     """Without any result no page is written, and the file is named."""
     with pytest.raises(ResultsError, match=r"r\.parquet is missing, so there is nothing to show"):
-        render(Results(tmp_path / "r.parquet"), tmp_path / "docs")
+        report.render(Results(tmp_path / "r.parquet"), tmp_path / "docs")
     assert not (tmp_path / "docs").exists()
 
 
@@ -231,6 +230,28 @@ def test_rendering_again_changes_nothing(results: Results, tmp_path: Path) -> No
     """The same results make the same files."""
     contents: list[dict[str, bytes]] = []
     for _ in range(2):
-        render(results, tmp_path / "docs")
+        report.render(results, tmp_path / "docs")
         contents.append({path.name: path.read_bytes() for path in (tmp_path / "docs").rglob("*.*")})
     assert contents[0] == contents[1]
+
+
+def test_time_counts_wins_and_losses_alike() -> None:
+    """Over epochs at full training's time, on streams at uniform sampling's rate of that time."""
+    equal = rows_of("a", {"uniform": [1, 2, 3], "auto": [0, 1.1, 2.1]})
+    timed = {cell._replace(budget="time"): one for cell, one in equal.items()}
+    streams = rows_of("b", {"uniform": [1, 2, 3], "auto": [2, 3.1, 4.1], "full": [1, 2, 3]})
+    looked = standings({**timed, **equal, **streams})
+    assert merit.in_time(looked, "auto", ["b"]) == (2, 1, 1)
+    assert merit.in_time(looked, "auto", []) == (1, 0, 1)
+
+
+def test_the_page_names_the_revision_of_each_rate() -> None:
+    """One where all are of it; full training counts for none."""
+    rows = rows_of("line", {"uniform": [1, 2], "auto": [1, 2], "full": [1, 2]})
+    assert "; of revision abc. What" in report.page(Standings(rows, {"line": False}, ORDER))
+    other = {
+        cell: {**row, "revision": "def"}
+        for cell, row in rows_of("line", {"uniform": [1, 2], "auto": [1, 2]}, 0.3).items()
+    }
+    text = report.page(Standings({**rows, **other}, {"line": False}, ORDER))
+    assert "; of revision abc at 0.2, of revision def at 0.3. What" in text

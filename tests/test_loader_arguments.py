@@ -46,6 +46,11 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         ({"policy": 3}, TypeError, "policy must be a name or a Policy, got int"),
         ({"policy": aligned}, TypeError, r"got function, .* has to be called, as in aligned\(\)"),
         ({"methods": ["worst"]}, ValueError, "unknown method 'worst'; known are uniform, "),
+        (
+            {"methods": ["uniform", "loss_history"]},
+            ValueError,
+            r"methods \['loss_history'\] compare losses with recorded ones, .*; pass record= and",
+        ),
         ({"methods": []}, ValueError, "methods must name at least one method, got none"),
         (
             {"methods": "uniform"},

@@ -11,12 +11,14 @@ from benchmarks.evidence.standings import Standings
 __all__ = [
     "KEPT",
     "Claims",
+    "InTime",
     "Reached",
     "against_uniform_in_time",
     "calibrated",
     "calibration",
     "claims",
     "gap_closed",
+    "in_time",
     "reached",
     "with_headroom",
 ]
@@ -220,3 +222,30 @@ def against_uniform_in_time(
     ).value
     share = standings.seconds(task, contestant, rate) / whole
     return share, paired(own, uniform, higher=standings.higher[task])
+
+
+class InTime(NamedTuple):
+    """In how many places a contestant beats uniform sampling in as much time, and loses to it."""
+
+    places: int
+    better: int
+    worse: int
+
+
+def in_time(standings: Standings, contestant: str, streams: Sequence[str]) -> InTime:
+    """Count by two standard errors, over epochs at full training's time, on streams at its own."""
+    found = [
+        standings.difference(task, contestant, "uniform", rate, "time")
+        for task in standings.tasks
+        if task not in streams
+        for rate in standings.rates(task, "time")
+    ]
+    found += [
+        against_uniform_in_time(standings, task, contestant, rate)[1]
+        for task in streams
+        for rate in standings.rates(task)
+    ]
+    known = [one for one in found if one.seeds > 1]
+    better = sum(one.at_least(SURE) for one in known)
+    worse = sum(not one.at_least(-SURE) for one in known)
+    return InTime(len(known), better, worse)

@@ -115,11 +115,24 @@ def page(standings: Standings) -> str:
 
 def _run(standings: Standings) -> str:
     seeds = {cell.seed for cell in standings.rows}
-    revisions = sorted({str(row["revision"]) for row in standings.rows.values()})
     return (
         f"{len(standings.rows):,} runs: {len(standings.tasks)} tasks, "
         f"{len(standings.contestants)} contestants, {len(seeds)} seeds; "
-        f"of revision {', '.join(revisions)}. What fell short is in the tables."
+        f"{_revisions(standings)}. What fell short is in the tables."
+    )
+
+
+def _revisions(standings: Standings) -> str:
+    """Name the code of each rate; full training, at the rate 1, selects nothing."""
+    rates: dict[str, set[float]] = {}
+    for cell, row in standings.rows.items():
+        if cell.contestant != "full":
+            rates.setdefault(str(row["revision"]), set()).add(cell.rate)
+    if len(rates) < 2:
+        return f"of revision {', '.join(rates)}"
+    return ", ".join(
+        f"of revision {revision} at {', '.join(map(str, sorted(there)))}"
+        for revision, there in sorted(rates.items(), key=lambda pair: min(pair[1]))
     )
 
 
@@ -130,7 +143,10 @@ def _method() -> list[str]:
 
 def _merit(standings: Standings) -> list[str]:
     singles = _singles()
-    counted = "\n".join(f"- {line}." for line in sections.headlines(standings, singles))
+    counted = "\n".join(
+        f"- {line}."
+        for line in sections.headlines(standings, singles, _of_kind(standings, "stream"))
+    )
     return [
         "## What came out",
         f"Counted over {len(standings.places)} places, a place being a task at a rate:",

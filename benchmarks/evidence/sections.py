@@ -13,6 +13,7 @@ from benchmarks.evidence.merit import (
     calibration,
     claims,
     gap_closed,
+    in_time,
     reached,
     with_headroom,
 )
@@ -35,8 +36,10 @@ __all__ = [
 ]
 
 
-def headlines(standings: Standings, singles: Sequence[str], name: str = "auto") -> list[str]:
-    """Say in sentences how often what holds of one contestant."""
+def headlines(
+    standings: Standings, singles: Sequence[str], streams: Sequence[str], name: str = "auto"
+) -> list[str]:
+    """Say in sentences how often what holds of one contestant, at equal updates and in time."""
     counted = claims(standings, name, singles)
     ranks = standings.overall_ranks([one for one in standings.contestants if one != "full"])
     first = min(ranks, key=ranks.__getitem__, default="nobody")
@@ -76,11 +79,20 @@ def headlines(standings: Standings, singles: Sequence[str], name: str = "auto") 
             difference = standings.difference(task, name, equal, rate)
             if rate == RATE and difference.seeds:
                 lines.append(
-                    f"{task} at rate {rate}: `{name}` against full training at equal updates "
+                    f"{task} at rate {rate}: `{name}` against full training cut to as many updates "
                     f"{with_error(standings.mean(task, name, rate))} to "
                     f"{with_error(standings.mean(task, equal, rate))}, {errors(difference)} "
                     "standard errors"
                 )
+    timed = in_time(standings, name, streams)
+    own, uniform = (_share_of_time(standings, one, RATE) for one in (name, "uniform"))
+    lines += [
+        "time: in these small networks, where choosing takes longer than a training step, "
+        f"`{name}` at rate {RATE} takes {own} of the time of full training with all its updates, "
+        f"uniform {uniform}",
+        f"`{name}` in as much time as uniform: better in {timed.better} of {timed.places} places, "
+        f"worse in {timed.worse}",
+    ]
     return lines
 
 
@@ -238,14 +250,17 @@ def costs_table(standings: Standings, contestants: Mapping[str, Contestant]) -> 
     rates = sorted({rate for _, rate in standings.places})
     rows: list[list[str]] = []
     for name in standings.contestants:
-        cells: list[str] = []
-        for rate in rates:
-            shares = [
-                standings.seconds(task, name, rate) / standings.seconds(task, "full", rate)
-                for task in standings.tasks
-                if standings.values(task, name, rate) and standings.values(task, "full", rate)
-            ]
-            cells.append(percent(fmean(shares)) if shares else "-")
+        cells = [_share_of_time(standings, name, rate) for rate in rates]
         losses = contestants[name].losses if contestants[name].kind == "selected" else "-"
         rows.append([name, losses, *cells])
     return table(["contestant", "losses", *(f"rate {rate:g}" for rate in rates)], rows)
+
+
+def _share_of_time(standings: Standings, name: str, rate: float) -> str:
+    """Give the share of full training's time, averaged over tasks."""
+    shares = [
+        standings.seconds(task, name, rate) / standings.seconds(task, "full", rate)
+        for task in standings.tasks
+        if standings.values(task, name, rate) and standings.values(task, "full", rate)
+    ]
+    return percent(fmean(shares)) if shares else "-"
