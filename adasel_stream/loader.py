@@ -228,11 +228,11 @@ class SelectingLoader:
         cost, self._untold = self._untold, None
         if cost is not None:
             tell(cost, stacklevel=2)
+        barren = not self._goes_on  # of the rest of a pass nothing can be said
         self._over, self._goes_on = self._over and self._goes_on, False
         if not self._over:
             self._candidates.start()
         self._emissions.start()
-        barren = True
         try:
             while self._pass is mine and (next_one := self._next()) is not None:
                 barren = False

@@ -190,6 +190,9 @@ def test_a_pass_that_emits_nothing_says_so_once(caplog: pytest.LogCaptureFixture
     """A training loop around it would end in silence; its rows come in the next pass."""
     loader = SelectingLoader(batches([6]), score=loss, sampling_rate=0.5, batch_size=8)
     assert [len(list(loader)) for _ in range(6)] == [0, 0, 1, 0, 0, 1]
+    again = SelectingLoader(batches([6]), score=loss, sampling_rate=0.5, batch_size=8)
+    again.load_state_dict(loader.state_dict())
+    assert not list(again)
     told = [one.message for one in caplog.records if one.name == "adasel_stream.loader"]
     assert told == [
         "a whole pass over the source emitted nothing: 3 rows are chosen, a batch has 8; they wait "
