@@ -33,7 +33,8 @@ def top_loss(ranks: Tensor, count: Tensor | float, tail: float) -> Tensor:
 def bounded(pi: Tensor, bounds: Bounds, k: int, least: Tensor | float) -> Tensor:
     """Hold inclusion probabilities to bounds; their sum stays.
 
-    Slices come before the cap. A row of several slices belongs to the first. Demands that add up to
+    Slices come before the cap: suspicious rows of a slice are let pass as far as its rate asks for
+    them. A row of several slices belongs to the first. Demands that add up to
     more than k leaves beyond the least of every row are scaled down alike, and the cap gives way
     where the other rows cannot take what it frees.
 
@@ -49,9 +50,8 @@ def bounded(pi: Tensor, bounds: Bounds, k: int, least: Tensor | float) -> Tensor
     tensor([0.4000, 0.5000, 0.1000], dtype=torch.float64)
     """
     there = pi > 0
-    if bounds.slices.shape[0]:
-        pi = _lifted(pi, bounds, k, least, there)
-    return _capped(pi, bounds.flagged & there, bounds.cap, k, least, there)
+    pi = _capped(pi, bounds.flagged & there, bounds.cap, k, least, there)
+    return _lifted(pi, bounds, k, least, there) if bounds.slices.shape[0] else pi
 
 
 def bounded_scores(log_scores: Tensor, bounds: Bounds, k: int) -> Tensor:

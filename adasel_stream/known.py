@@ -22,9 +22,10 @@ from adasel_stream.gathering import Gathered, Gathering
 from adasel_stream.judged import Judged
 from adasel_stream.lookups import Float32s, Int64s, Lookups
 from adasel_stream.passes import Failure, Reference, reference_of, scored_in_passes
-from adasel_stream.rows import Leaves, chosen_rows, row_count
+from adasel_stream.rows import Leaves, bytes_of, chosen_rows, joined_rows, row_count
 from adasel_stream.scorers import Score
 from adasel_stream.types import Batch, Scored
+from adasel_stream.windows import MOST_BYTES
 
 __all__ = ["KnownLosses"]
 
@@ -217,31 +218,33 @@ class KnownLosses:
     def _pieces(self, leaves: Leaves) -> list[Leaves]:
         """Take rows apart again, so that each pass scores as many as came at once."""
         step = self._scored_rows
-        return [
-            {path: leaf[at : at + step] for path, leaf in leaves.items()}
-            for at in range(0, row_count(leaves), step)
-        ]
+        return [_span(leaves, at, at + step) for at in range(0, row_count(leaves), step)]
 
     def _built(self, leaves: Leaves, template: Batch) -> list[Batch]:
         return [trees.rebuild(template, one) for one in self._pieces(leaves)]
 
     def _scored(self, group: _Group, template: Batch) -> Judged | None:
+        """Score as many rows as there is room for, decoded and with their last layer."""
         assert self._score is not None, "without score there is a record"
         decoded: Leaves | None = None
         if self._decoder is not None:
-            group, decoded = _decoded(group, template, self._decoder)
+            group, decoded = self._decoded(group, template, self._decoder)
             self.in_hand = row_count(group.leaves)  # the others are counted by the decoder
-            if not row_count(group.leaves):
+            if not self.in_hand:
                 return None
             pieces = self._pieces(decoded)
             batches: Sequence[Batch] = [self._decoder.built(one, template) for one in pieces]
         else:
             batches = group.batches or self._built(group.leaves, template)
         passes = scored_in_passes(self._score, batches, self._reference)
-        if passes.failure is not None:
-            self.failure, self.in_hand = passes.failure, passes.failure.rows
+        if left := batches[passes.batches :]:
+            taken = sum(row_count(trees.flatten(one)) for one in batches[: passes.batches])
+            self._put_back(group, taken, () if decoded is not None else left)
+        if passes.failure is not None or left:
             group = _chosen(group, passes.good)
             decoded = None if decoded is None else chosen_rows(decoded, passes.good)
+        if passes.failure is not None:
+            self.failure, self.in_hand = passes.failure, passes.failure.rows
         if passes.scored is None:
             assert passes.failure is not None, "without rows there is no group"
             raise passes.failure.error
@@ -253,19 +256,41 @@ class KnownLosses:
         judged = Judged(group.leaves, passes.scored, fresh, group.ids, recorded)
         return judged._replace(decoded=decoded, reference=passes.reference)
 
+    def _decoded(self, group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, Leaves]:
+        """Decode candidates as far as there is room; those that fail are counted and left out."""
+        rows = row_count(group.leaves)
+        first = min(self._scored_rows, rows)
+        columns, good = decoder.all_of(_span(group.leaves, 0, first), template)
+        each = sum(map(bytes_of, columns.values())) / max(1, len(good))
+        room = max(first, min(rows, int(MOST_BYTES / each))) if each else rows
+        if room > first:
+            more, also = decoder.all_of(_span(group.leaves, first, room), template)
+            columns, good = joined_rows([columns, more]), [*good, *(first + row for row in also)]
+        if room < rows:
+            self._put_back(group, room)
+        if len(good) < rows:
+            group = _chosen(group, torch.tensor(good, dtype=torch.int64))
+        return group, columns
+
+    def _put_back(self, group: _Group, start: int, batches: Sequence[Batch] = ()) -> None:
+        """Let the rows from `start` on come next."""
+        rest = _chosen(group, torch.arange(start, row_count(group.leaves)))
+        self._whole.appendleft(rest._replace(batches=batches))
+
 
 def _chosen(group: _Group, rows: Tensor) -> _Group:
     """Keep some rows of a group, shape (n,), int64."""
-    ids = None if group.ids is None else group.ids[rows.numpy()]
-    return group._replace(leaves=chosen_rows(group.leaves, rows), ids=ids)
+    where = rows.numpy()
+    return group._replace(
+        leaves=chosen_rows(group.leaves, rows),
+        ids=None if group.ids is None else group.ids[where],
+        recorded=None if group.recorded is None else group.recorded[where],
+        batches=(),
+    )
 
 
-def _decoded(group: _Group, template: Batch, decoder: Decoder) -> tuple[_Group, Leaves]:
-    """Decode candidates; those that cannot be decoded are left out, and counted."""
-    decoded, good = decoder.all_of(group.leaves, template)
-    if len(good) < row_count(group.leaves):
-        group = _chosen(group, torch.tensor(good, dtype=torch.int64))
-    return group, decoded
+def _span(leaves: Leaves, start: int, stop: int) -> Leaves:
+    return {path: leaf[start:stop] for path, leaf in leaves.items()}
 
 
 def _device_of(leaves: Leaves) -> torch.device:

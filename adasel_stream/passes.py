@@ -1,7 +1,7 @@
 """Passes of a score over the batches of a window, and what they gave together."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
@@ -31,25 +31,29 @@ class Failure(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """What came of a window.
+    """What came of the batches of a window, or of the first of them.
 
     Attributes:
         scored: losses of the rows that could be scored, n of them, or None where none could.
-        good: which rows of the window these are, shape (n,), int64.
-        reference: their losses under a reference model, shape (n,), or None.
-        failure: what became of the others, or None where there are none.
+        good: which rows these are, of all that were taken, shape (n,), int64.
+        batches: how many batches were taken; not all where there was no room for their last layer.
+        reference: losses under a reference model, shape (n,), or None.
+        failure: what became of the other rows that were taken, or None where there are none.
     """
 
     scored: Scored | None
     good: Tensor
+    batches: int
     reference: Tensor | None
     failure: Failure | None
 
 
 def scored_in_passes(
-    score: Score, batches: Sequence[Batch], reference: Reference | None = None
+    score: Score, batches: Iterable[Batch], reference: Reference | None = None
 ) -> Passes:
-    """Score batches one by one; where one cannot be scored, the others are kept.
+    """Score batches one by one, until their last layer takes a gibibyte.
+
+    Where a batch cannot be scored, the others are kept.
 
     >>> passes = scored_in_passes(lambda batch: batch, [torch.ones(2), torch.zeros(1)])
     >>> passes.scored.losses, passes.good
@@ -59,22 +63,27 @@ def scored_in_passes(
     references: list[Tensor] = []
     good: list[Tensor] = []
     failure: Failure | None = None
-    start = 0
+    start = held = taken = 0
     for batch in batches:
-        rows = _rows_of(batch)
+        rows, taken = _rows_of(batch), taken + 1
         try:
             scored = checked(as_scored(score(batch)), rows)
             if reference is not None:
                 references.append(reference_of(reference, batch))
             parts.append(scored)
             good.append(torch.arange(start, start + rows))
+            held += _bytes_of(scored)
         except Exception as error:  # whatever a score raises: the rest of the window is kept
             before = Failure(error, 0) if failure is None else failure
             failure = before._replace(rows=before.rows + rows)
         start += rows
+        if held > MOST_BYTES:
+            _log_once()
+            break
     return Passes(
         _joined(parts) if parts else None,
         torch.cat(good) if good else torch.zeros(0, dtype=torch.int64),
+        taken,
         torch.cat(references) if references else None,
         failure,
     )
@@ -106,8 +115,13 @@ def _rows_of(batch: Batch) -> int:
     return row_count(trees.flatten(batch))
 
 
+def _bytes_of(scored: Scored) -> int:
+    last_layer = (scored.residuals, scored.features)
+    return sum(0 if one is None else one.nbytes for one in last_layer)
+
+
 def _joined(parts: Sequence[Scored]) -> Scored:
-    """Put scored batches of a window together; the last layer as far as there is room for it."""
+    """Put scored batches together; the last layer only where all have it."""
     if len(parts) == 1:
         return parts[0]
     losses = torch.cat([part.losses for part in parts])
@@ -115,18 +129,13 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     features = [part.features for part in parts if part.features is not None]
     if len(residuals) < len(parts) or len(features) < len(parts):
         return Scored(losses)
-    held = sum(one.nbytes for one in (*residuals, *features))
-    if held > MOST_BYTES:
-        _log_once(held)
-        return Scored(losses)
     return Scored(losses, torch.cat(residuals), torch.cat(features))
 
 
 @cache
-def _log_once(held: int) -> None:
+def _log_once() -> None:
     _log.warning(
-        "the last layer of a window's candidates would take %.1f GB, which is more than %.1f GB: "
-        "rows are chosen by their losses; pass a smaller window= to choose by gradients",
-        held / 1e9,
+        "the last layer of the candidates of one emitted batch takes more than %.1f GB, so that "
+        "fewer of them are chosen from together",
         MOST_BYTES / 1e9,
     )

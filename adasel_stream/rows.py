@@ -14,6 +14,7 @@ from adasel_stream.errors import BatchError
 __all__ = [
     "Leaf",
     "Leaves",
+    "bytes_of",
     "chosen_rows",
     "clear_rows",
     "copy_rows",
@@ -105,6 +106,17 @@ def take_rows(leaf: Leaf, indices: Tensor, slots: Leaf, start: int) -> None:
         slots[start:stop] = leaf[indices.numpy()]
     else:
         cast("list[Any]", slots)[start:stop] = [leaf[i] for i in indices.tolist()]
+
+
+def bytes_of(leaf: Leaf) -> int:
+    """Sum up what the entries of a leaf take, of a list its text and bytes.
+
+    >>> bytes_of(torch.zeros(2, 3)), bytes_of([b"abc", "de", None])
+    (24, 5)
+    """
+    if isinstance(leaf, list):
+        return sum(len(entry) for entry in leaf if isinstance(entry, bytes | str))
+    return leaf.nbytes
 
 
 def chosen_rows(leaves: Leaves, indices: Tensor) -> Leaves:

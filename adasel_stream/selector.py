@@ -25,7 +25,7 @@ from adasel_stream.paying import Gain
 from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting
-from adasel_stream.rows import Leaves, joined_rows, row_count
+from adasel_stream.rows import Leaves, bytes_of, joined_rows, row_count
 from adasel_stream.stopping import StopIndicator
 from adasel_stream.types import Batch, Bounds, Ids, LossBatch, Selection
 
@@ -166,7 +166,7 @@ class Selector:
             batch, leaves = self._outgoing.placed(batch, leaves)
             self._metrics.batch_size = self._outgoing.expect(batch, leaves, rows)
         self._window.append((batch, leaves, ids))
-        return rows, sum(getattr(leaf, "nbytes", 0) for leaf in leaves.values())
+        return rows, sum(map(bytes_of, leaves.values()))
 
     def choose(self) -> None:
         """Find the losses of the window, choose from it and keep what was chosen.

@@ -85,6 +85,25 @@ def test_slices_get_their_rate_and_the_sum_stays(b: int, seed: int, data: st.Dat
         assert float(got[own].sum()) >= floor + granted - 1e-6
 
 
+@given(b=st.integers(2, 50), seed=st.integers(0, 999), rate=st.floats(0, 1), data=st.data())
+def test_a_cap_does_not_take_what_a_slice_is_promised(
+    b: int, seed: int, rate: float, data: st.DataObject
+) -> None:
+    """Its suspicious rows pass as far as its rate asks for them; those of nobody do not."""
+    k = data.draw(st.integers(1, b))
+    pi, usable, least = drawn(b, k, seed, masked=0.2)
+    flagged, members = some(b, 0.4, seed + 1), some(b, 0.3, seed + 2)
+    capped = bounded(pi, Bounds(flagged, 0.1, *no_slices(b)), k, least)
+    got = bounded(pi, Bounds(flagged, 0.1, members[None], torch.tensor([rate])), k, least)
+    own = members & usable
+    floor, spare = least * float(own.sum()), k - least * float(usable.sum())
+    due = min(max(0.0, rate * float(own.sum()) - floor), spare)
+    assert float(got[own].sum()) >= floor + due - 1e-6
+    assert float(got.sum()) == pytest.approx(k, abs=1e-6)
+    rest = flagged & ~members
+    assert float(got[rest].sum()) <= float(capped[rest].sum()) + 1e-6
+
+
 def test_bounded_draws_stay_unbiased() -> None:
     """Over many draws the weighted mean comes to that of all rows."""
     b, k = 40, 10

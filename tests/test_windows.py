@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from adasel_stream import SelectingLoader, windows
+from adasel_stream import SelectingLoader, known, passes, windows
 from adasel_stream.types import LossBatch
 from adasel_stream.windows import window_of
 from tests.streams import Rows, Stream, batches, loss
@@ -52,6 +52,80 @@ def test_candidates_that_take_too_much_are_chosen_from_earlier(
     assert sizes_seen({"sampling_rate": 0.25}, (8,) * 4) == [16, 16]
     assert "are chosen from together; pass window=" in caplog.text
     assert sizes_seen({"sampling_rate": 0.25, "window": 4}, (8,) * 4) == [32]
+
+
+def linear_loss(model: torch.nn.Module, batch: Rows) -> torch.Tensor:
+    """Give squared errors of a linear model."""
+    errors: torch.Tensor = model(batch["x"])[:, 0] - batch["loss"]
+    return errors.square()
+
+
+@pytest.mark.parametrize("policy", ["auto", "aligned"])
+def test_a_last_layer_that_takes_too_much_is_chosen_by_in_parts(
+    policy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No gradient is let go of: fewer candidates are chosen from together, and each once."""
+    monkeypatch.setattr(passes, "MOST_BYTES", 8 * 3 * 4)  # residual and two features of 8 rows
+    passes._log_once.cache_clear()
+    model = torch.nn.Linear(2, 1)
+    seen: list[int] = []
+
+    def noting(batch: LossBatch) -> torch.Tensor:
+        assert batch.last_layer is not None
+        seen.append(len(batch.losses))
+        return batch.losses
+
+    columns = [{**one, "x": torch.randn(len(one["id"]), 2)} for one in batches((8,) * 9)]
+    loader = SelectingLoader(
+        columns,
+        score=lambda batch: linear_loss(model, batch),
+        model=model,
+        sampling_rate=0.25,
+        policy=policy,
+        methods=[noting],
+    )
+    ids = [i for batch in loader for i in batch["id"].tolist()]
+    assert seen == [16, 16, 16, 16, 8]
+    assert len(set(ids)) == len(ids) == 16
+    assert loader.metrics.samples_seen == 72
+    assert "the last layer of the candidates of one emitted batch takes more" in caplog.text
+
+
+def test_decoded_candidates_that_take_too_much_are_scored_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they take is known from the first batch; the others wait undecoded."""
+    held: list[int] = []
+    monkeypatch.setattr(known, "MOST_BYTES", 16 * 1000 * 4)
+
+    def decode(sample: Any) -> Any:
+        return {**sample, "wide": torch.zeros(1000)}
+
+    def score(batch: Rows) -> torch.Tensor:
+        held.append(len(batch["wide"]))
+        return loss(batch)
+
+    loader = SelectingLoader(Stream((8,) * 9), score=score, sampling_rate=0.25, decode=decode)
+    ids = [i for batch in loader for i in batch["id"].tolist()]
+    assert held == [8] * 9
+    assert len(set(ids)) == len(ids)
+    snapshot = loader.metrics.snapshot()
+    assert snapshot["samples_seen_total"] == 72
+    assert snapshot["decode_rows_total"]["decoded"] == 72
+
+
+def test_lists_count_with_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are not decoded yet, and text."""
+    rows = [{"id": torch.arange(8), "raw": [b"12345678"] * 8} for _ in range(4)]
+    monkeypatch.setattr(windows, "MOST_BYTES", 8 * 16 + 1)
+    seen: list[int] = []
+
+    def noting(batch: LossBatch) -> torch.Tensor:
+        seen.append(len(batch.losses))
+        return batch.losses
+
+    list(SelectingLoader(rows, score=lambda b: b["id"] * 1.0, sampling_rate=0.25, methods=[noting]))
+    assert seen == [16, 16]
 
 
 def test_nothing_is_lost_and_the_rate_holds_over_windows() -> None:
