@@ -2,6 +2,7 @@
 
 import logging
 import math
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,6 @@ from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import kept_at
 from adasel_stream.draw import dealt
 from adasel_stream.errors import ScoreError
-from adasel_stream.last_layer import gradient_norms
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
@@ -131,8 +131,7 @@ class Chooser:
         Raises:
             MethodError: a method's preferences cannot be used; nothing was chosen.
         """
-        losses, last = scored.losses, scored.last_layer
-        norms = None if last is None else gradient_norms(last)
+        losses, norms = scored.losses, scored.gradient_norms
         rows, usable = losses.shape[0], _count_finite(losses, norms)
         k = self._quota.take(rows if usable is None else usable)
         self._look_at_broken(rows, usable)
@@ -145,7 +144,7 @@ class Chooser:
         batch = LossBatch.of(
             losses,
             gradient_norms=norms,
-            last_layer=last,
+            last_layer=scored.last_layer,
             all_finite=usable == rows,
             noise=noise,
             reference=reference,
@@ -175,10 +174,15 @@ class Chooser:
         return replace(chosen, suspicious=_flagged(batch.bounds, chosen))
 
     def dealt(self, chosen: Selection) -> Selection:
-        """Mix chosen rows for more than one batch, so that each batch is as all of them are."""
-        assert self._generator is not None, "something was chosen"
+        """Mix chosen rows for more than one batch, so that each batch is as all of them are.
+
+        By a number of its own: whether rows are dealt must not change which rows are drawn.
+        """
+        assert self._state is not None, "something was chosen"
         rows = chosen.indices
-        return chosen.reordered(dealt(rows.shape[0], self._generator, rows.device))
+        k = rows.shape[0]
+        start = random.Random(f"{self._seed} {self._state.step}").randrange(k)
+        return chosen.reordered(dealt(k, start, rows.device))
 
     def require_finite(self) -> None:
         """Give up where no loss has been finite for so long that none will be.
@@ -189,9 +193,9 @@ class Chooser:
         if self._barren >= _BARREN:
             self._barren = 0
             raise ScoreError(
-                f"none of the losses of the last {_BARREN} windows is finite, so that nothing "
-                "could be chosen; look whether the model's weights are, and go on from a snapshot "
-                "of before"
+                f"none of the losses and gradients of the last {_BARREN} windows is finite, so "
+                "that nothing could be chosen; look whether the model's weights are, and go on "
+                "from a snapshot of before"
             )
 
     def hear(
@@ -300,8 +304,8 @@ class Chooser:
         if not self._warned:
             self._warned = True
             _log.warning(
-                "%s of the %d losses of a window are not finite; such rows are not chosen, and "
-                "adasel_samples_dropped_total counts them",
+                "%s of the %d losses or gradients of a window are not finite; such rows are not "
+                "chosen, and adasel_samples_dropped_total counts them",
                 "all" if usable == 0 else rows - usable,
                 rows,
             )

@@ -208,21 +208,20 @@ def by_pull(batch: LossBatch) -> Tensor:
     return keys
 
 
-def dealt(k: int, generator: torch.Generator | None, device: torch.device | None = None) -> Tensor:
+def dealt(k: int, start: int, device: torch.device | None = None) -> Tensor:
     """Give an order of k rows in which each run of them is spread over all, shape (k,), int64.
 
     Rows leave a draw as they were laid out, neighbours alike. Cut into batches as they come, each
     batch would hold one kind of rows. So they come in the order of multiples of the golden section,
-    modulo 1, of which any run in a row is spread evenly; turned round by a random number of rows,
-    so that each row is as likely to come at one place as at another.
+    modulo 1, of which any run in a row is spread evenly; turned round by a number of rows that is
+    random, in [0, k), so that each row is as likely to come at one place as at another.
 
     Source: the three-distance theorem, Sós 1957.
 
-    >>> dealt(8, torch.Generator().manual_seed(0))
+    >>> dealt(8, start=4)
     tensor([4, 1, 6, 3, 0, 5, 2, 7])
     """
     multiples = torch.arange(k, device=device) * _GOLDEN % _ONE
-    start = torch.randint(k, (1,), generator=generator, device=device)
     return (multiples.argsort().argsort() + start) % k
 
 

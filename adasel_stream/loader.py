@@ -60,7 +60,7 @@ class SelectingLoader:
             None for those of the policy.
         batch_size: rows of every emitted batch; by default those of the first candidate batch.
         window: candidate batches that are chosen from together, as one; by default as many as
-            make one emitted batch, and 1 where the policy is "paper".
+            make one emitted batch, up to 64 and a gibibyte, and 1 where the policy is "paper".
         record: known losses by instance; known and fresh ones are not scored again.
         ids: where a batch holds its instances' ids: a key, a path such as ("meta", "id"), or a
             function of the batch. Needed with `record`, unused without.
@@ -415,7 +415,6 @@ class SelectingLoader:
         if self._step_began_s is not None:
             self.metrics.observe_step(time.perf_counter() - self._step_began_s)
             self._step_began_s = None
-            self._selector.weigh_costs()
 
 
 def _check_type(name: str, given: object, wanted: Any, example: str) -> None:

@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,7 +83,7 @@ def scored_in_passes(
             _log_once()
             break
     return Passes(
-        _joined(parts) if parts else None,
+        _marked(_joined(parts)) if parts else None,
         torch.cat(good) if good else torch.zeros(0, dtype=torch.int64),
         taken,
         torch.cat(references) if references else None,
@@ -130,6 +132,17 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     if len(residuals) < len(parts) or len(features) < len(parts):
         return Scored(losses)
     return Scored(losses, torch.cat(residuals), torch.cat(features))
+
+
+def _marked(scored: Scored) -> Scored:
+    """Give rows whose gradient is not finite no finite loss either: no one can train on them."""
+    norms = scored.gradient_norms
+    if norms is None:
+        return scored
+    if norms.device.type == "cpu" and np.isfinite(norms.numpy()).all():
+        return scored
+    usable = torch.isfinite(norms)
+    return replace(scored, losses=torch.where(usable, scored.losses, torch.nan))
 
 
 @cache

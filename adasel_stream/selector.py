@@ -179,6 +179,7 @@ class Selector:
         window, self._window = self._window, []
         if not window:
             return
+        self._weigh_costs()
         with self._metrics.phase("score"):
             batches, leaves, names = zip(*window, strict=True)
             ids = [one for one in names if one is not None]
@@ -195,17 +196,6 @@ class Selector:
     def learn(self, last: Emitted, losses: Tensor) -> None:
         """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy."""
         self._learning.learn(last, losses)
-
-    def weigh_costs(self) -> None:
-        """Hold what a step took in scoring and selection against what it took in training."""
-        spent = self._metrics.phase_seconds
-        selecting_s, training_s = spent["score"] + spent["select"], spent["train"]
-        before_s, scored = self._spent_s, self._scored
-        self._spent_s, self._scored = (selecting_s, training_s), False
-        if scored:  # what was not scored says nothing of what selection costs
-            self._chooser.hear_costs(
-                selecting_s=selecting_s - before_s[0], training_s=training_s - before_s[1]
-            )
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""
@@ -251,6 +241,17 @@ class Selector:
         for name in SHOWN:
             setattr(self._metrics, name, copy(state["shown"][name]))
         self._chooser.load_state_dict(state, self._device)
+
+    def _weigh_costs(self) -> None:
+        """Hold what the window before took to choose from against all training on its rows."""
+        spent = self._metrics.phase_seconds
+        selecting_s, training_s = spent["score"] + spent["select"], spent["train"]
+        before_s, scored = self._spent_s, self._scored
+        self._spent_s, self._scored = (selecting_s, training_s), False
+        if scored:  # what was not scored says nothing of what selection costs
+            self._chooser.hear_costs(
+                selecting_s=selecting_s - before_s[0], training_s=training_s - before_s[1]
+            )
 
     def _choose_all(self, *, rest: bool) -> None:
         """Choose from all candidates whose losses are there."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adasel_stream.keys import Ids
-from adasel_stream.last_layer import LastLayer, alignments, mean_gradient
+from adasel_stream.last_layer import LastLayer, alignments, gradient_norms, mean_gradient
 from adasel_stream.ranking import ascending, average_ranks
 
 __all__ = [
@@ -44,7 +44,7 @@ Sample: TypeAlias = Any
 """One row of a batch: the batch's structure with one row's value in place of each leaf."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scored:
     """Losses of a candidate batch with what its last layer knows about them.
 
@@ -65,6 +65,12 @@ class Scored:
         if self.residuals is None or self.features is None:
             return None
         return LastLayer(self.residuals, self.features)
+
+    @cached_property
+    def gradient_norms(self) -> Tensor | None:
+        """Norms of the rows' last-layer gradients, shape (b,), or None without a last layer."""
+        last = self.last_layer
+        return None if last is None else gradient_norms(last)
 
 
 @dataclass(frozen=True, slots=True)

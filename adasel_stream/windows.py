@@ -59,7 +59,7 @@ def gather(
         take: takes the next candidate batch and says how many rows it has, and bytes; what it
             raises passes through.
         window: batches of a window, or None for as many as one emitted batch is chosen from, as
-            long as they take no more than `MOST_BYTES`.
+            long as they are no more than 64 and take no more than `MOST_BYTES`.
         batch_size: rows of an emitted batch, or None for those of the first candidate batch.
         sampling_rate: in (0, 1].
 
@@ -76,14 +76,19 @@ def gather(
         if window is None and rows >= wanted:
             return
         if window is None and held >= MOST_BYTES:
-            _log_once()
+            break
+    else:
+        if window is not None or not rows:
             return
+    _log_once(
+        f"more than {_LARGEST} batches" if held < MOST_BYTES else f"{MOST_BYTES / 1e9:.1f} GB"
+    )
 
 
 @cache
-def _log_once() -> None:
+def _log_once(much: str) -> None:
     _log.warning(
-        "the candidates of one emitted batch take more than %.1f GB, so that fewer of them are "
-        "chosen from together; pass window= to hold so many candidate batches all the same",
-        MOST_BYTES / 1e9,
+        "the candidates of one emitted batch take %s, so that fewer of them are chosen from "
+        "together; pass window= to hold so many candidate batches all the same",
+        much,
     )

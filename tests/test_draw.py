@@ -217,10 +217,10 @@ def test_top_takes_masked_rows_last() -> None:
     assert drawn.indices.tolist()[:2] == [3, 1]
 
 
-@given(k=st.integers(1, 300), seed=st.integers(0, 99), data=st.data())
-def test_rows_are_dealt_so_that_each_run_is_spread(k: int, seed: int, data: st.DataObject) -> None:
+@given(k=st.integers(1, 300), data=st.data())
+def test_rows_are_dealt_so_that_each_run_is_spread(k: int, data: st.DataObject) -> None:
     """A permutation of which n in a row leave no gap of more than twice k/n rows."""
-    order = draw.dealt(k, generator(seed))
+    order = draw.dealt(k, data.draw(st.integers(0, k - 1)))
     assert order.sort().values.tolist() == list(range(k))
     n = data.draw(st.integers(1, k))
     at = data.draw(st.integers(0, k - n))
@@ -229,9 +229,7 @@ def test_rows_are_dealt_so_that_each_run_is_spread(k: int, seed: int, data: st.D
     assert int(gaps.max()) <= 2 * k / n + 1
 
 
-def test_each_row_is_dealt_to_each_place_as_often_as_to_others() -> None:
+def test_each_row_comes_at_each_place_for_one_start() -> None:
     """So that a batch that is cut out of the rows estimates what all of them do."""
-    random = generator(0)
-    places = torch.stack([draw.dealt(12, random) for _ in range(6000)])
-    counts = torch.stack([column.bincount(minlength=12) for column in places.T])
-    assert float((counts - 500).abs().max()) < 5 * 500**0.5
+    places = torch.stack([draw.dealt(12, start) for start in range(12)])
+    assert places.sort(0).values.tolist() == [[row] * 12 for row in range(12)]

@@ -157,6 +157,22 @@ def test_arguments_that_cannot_be_are_refused(
     assert message in capsys.readouterr().err
 
 
+def test_a_place_that_cannot_be_written_is_named_before_anything_runs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Cells that were computed would be lost."""
+    assert main(["--tasks", "line", "--results", "/dev/null/r.parquet"]) == 2
+    assert "/dev/null/r.parquet cannot be written: " in capsys.readouterr().err
+
+
+def test_a_page_without_full_training_is_written(tmp_path: Path) -> None:
+    """Contestants may be chosen; there is then nothing that times are a share of."""
+    path = tmp_path / "r.parquet"
+    chosen = ["--tasks", "line", "--contestants", "uniform", "--rates", "0.1", "--seeds", "1"]
+    assert main([*chosen, "--timed-rates", "--jobs", "1", "--results", str(path)]) == 0
+    assert "| uniform |" in (tmp_path / "r-docs" / "results.md").read_text()
+
+
 def test_results_of_other_code_are_not_gone_on_with(tmp_path: Path) -> None:
     """Both revisions are named, and what to do."""
     results = Results(tmp_path / "r.parquet")

@@ -108,7 +108,7 @@ def test_a_method_of_ones_own_is_a_plain_function() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [m for m in METHODS if not NEEDS[METHODS[m]] & {"last_layer", "reference"}]
+    "name", [m for m in METHODS if not NEEDS[METHODS[m]] & {"last_layer", "reference", "previous"}]
 )
 @pytest.mark.parametrize("policy", [paper(curriculum_exponent=-0.5), unbiased(update="progress")])
 def test_every_method_works_under_every_policy(name: str, policy: Any) -> None:

@@ -22,6 +22,7 @@ from adasel_stream import (
 )
 from adasel_stream.errors import ScoreError
 from adasel_stream.methods import METHODS
+from adasel_stream.metrics import Metrics
 from tests.candidates import generator
 from tests.streams import Rows, Stream, loss
 
@@ -90,6 +91,39 @@ def reasons(loader: SelectingLoader) -> dict[str, int]:
     return {why: count for why, count in loader.metrics.policy_switches.items() if count}
 
 
+@pytest.mark.parametrize("batch_size", [64, 256])
+def test_costs_are_those_of_all_batches_that_a_window_feeds(batch_size: int) -> None:
+    """A second of scoring feeds four seconds of training, whatever batches they come in."""
+    now_s = [0.0]
+    random = generator(0)
+
+    def score(batch: Rows) -> Scored:
+        now_s[0] += 1.0
+        return Scored(batch["size"], batch["size"][:, None], torch.ones(1024, 1))
+
+    metrics = Metrics(
+        ["mine"],
+        sampling_rate=0.25,
+        batch_size=1,
+        policy="auto",
+        clock=lambda: now_s[0],
+    )
+    loader = SelectingLoader(
+        ({"size": torch.rand(1024, generator=random)} for _ in range(40)),
+        score=score,
+        sampling_rate=0.25,
+        batch_size=batch_size,
+        methods={"mine": lambda batch: batch.losses},
+        policy=auto(judged_by="time"),
+        metrics=metrics,
+    )
+    for batch in loader:
+        with metrics.phase("train"):
+            now_s[0] += batch_size / 64
+        loader.mean(batch["size"])
+    assert loader._selector._chooser.watch.cost == pytest.approx(0.25, abs=0.01)
+
+
 def test_gain_over_uniform_is_measured_and_shown() -> None:
     """Drawing by gradient size halves the noise and more; the interval says so."""
     loader = World().loader()
@@ -148,7 +182,9 @@ def test_a_model_that_turned_into_nan_ends_the_run() -> None:
     loader = world.loader(score=lambda batch: world.score(batch).losses * world.level)
     train(loader, 20)
     world.level = float("nan")
-    with pytest.raises(ScoreError, match="none of the losses of the last 100 windows is finite"):
+    with pytest.raises(
+        ScoreError, match="none of the losses and gradients of the last 100 windows"
+    ):
         train(loader, 10**6)
     dropped = loader.metrics.samples_dropped["nonfinite_loss"]
     assert dropped == 100 * 4 * B
@@ -167,7 +203,9 @@ def test_losses_that_are_not_finite_are_told_once_until_they_are(
         train(loader, 5)
     lines = [record.message for record in caplog.records if "not finite; such" in record.message]
     assert len(lines) == 2
-    assert re.fullmatch(r"\d+ of the 32 losses of a window are not finite; .*", lines[0])
+    assert re.fullmatch(
+        r"\d+ of the 32 losses or gradients of a window are not finite; .*", lines[0]
+    )
 
 
 def test_losses_alone_are_told_of(caplog: pytest.LogCaptureFixture) -> None:

@@ -106,6 +106,7 @@ def test_rows_whose_gradient_norm_is_not_finite_are_not_chosen(policy: str) -> N
     ids = [i for batch in loader for i in batch["id"].tolist()]
     assert len(ids) >= 8
     assert {i % 8 for i in ids} <= {0, 3, 4, 6, 7}
+    assert loader.metrics.samples_dropped["nonfinite_loss"] == 18
 
 
 @policies

@@ -111,7 +111,8 @@ def test_a_row_that_cannot_be_decoded_is_counted_and_replaced() -> None:
     got = list(loader)
     assert [len(batch["id"]) for batch in got] == [4] * len(got)
     want = [i for i in plain if i not in bad]
-    assert ids_in(got) == want[: len(want) // 4 * 4]
+    assert len(ids_in(got)) == len(want) // 4 * 4
+    assert set(ids_in(got)) <= set(want)
     assert loader.metrics.samples_dropped["decode_error"] == 3
     assert loader.metrics.decode_rows["failed"] == 3
 
@@ -154,7 +155,7 @@ def test_content_that_is_gone_is_counted_and_replaced() -> None:
     chosen = [i for batch in loader_of(Shelf(), None) for i in batch["id"].tolist()]
     loader = loader_of(Shelf(gone=frozenset(chosen[:3])), None)
     got = [i for batch in loader for i in batch["id"].tolist()]
-    assert got == chosen[3:][: len(got)]
+    assert set(got) <= set(chosen[3:])
     assert len(got) % 4 == 0
     assert loader.metrics.decode_rows["failed"] == 3
 
@@ -284,7 +285,8 @@ def test_samples_of_another_shape_are_counted_and_replaced() -> None:
     loader = loader_of(batches(), decode)
     got = list(loader)
     want = [i for i in plain if i != odd]
-    assert ids_in(got) == want[: len(want) // 4 * 4]
+    assert len(ids_in(got)) == len(want) // 4 * 4
+    assert set(ids_in(got)) <= set(want)
     assert loader.metrics.decode_rows["failed"] == 1
 
 

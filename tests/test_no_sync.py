@@ -31,7 +31,7 @@ WITH_LAST_LAYER = {**POLICIES, "aligned": aligned()}
 by_loss = [
     name
     for name, method in METHODS.items()
-    if name != "adaboost" and not NEEDS[method] & {"last_layer", "reference"}
+    if name != "adaboost" and not NEEDS[method] & {"last_layer", "reference", "previous"}
 ]
 
 
@@ -56,7 +56,9 @@ def training_loader(
         model=model,
         sampling_rate=0.5,
         policy=WITH_LAST_LAYER[policy],
-        methods=by_loss if recorded else [*by_loss[1:], "gradient_norm", "alignment"],
+        methods=[*by_loss, "loss_history"]
+        if recorded
+        else [*by_loss[1:], "gradient_norm", "alignment"],
         record=LossRecord(capacity=100) if recorded else None,
         ids=(lambda batch: batch["id"].numpy()) if recorded else None,
     )

@@ -54,6 +54,17 @@ def test_candidates_that_take_too_much_are_chosen_from_earlier(
     assert sizes_seen({"sampling_rate": 0.25, "window": 4}, (8,) * 4) == [32]
 
 
+def test_many_small_batches_are_chosen_from_earlier(caplog: pytest.LogCaptureFixture) -> None:
+    """As many as make an emitted batch would be 100 here; what is left at the end says nothing."""
+    windows._log_once.cache_clear()
+    assert sizes_seen({"sampling_rate": 0.25, "batch_size": 50}, (2,) * 150) == [128, 128, 44]
+    assert "one emitted batch take more than 64 batches, so that fewer" in caplog.text
+    caplog.clear()
+    windows._log_once.cache_clear()
+    assert sizes_seen({"sampling_rate": 0.25, "batch_size": 50}, (2,) * 44) == [88]
+    assert "emitted batch take" not in caplog.text
+
+
 def linear_loss(model: torch.nn.Module, batch: Rows) -> torch.Tensor:
     """Give squared errors of a linear model."""
     errors: torch.Tensor = model(batch["x"])[:, 0] - batch["loss"]

@@ -73,7 +73,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "samples_dropped",
         "counter",
-        "Samples discarded: no finite loss, not to be decoded, or lost to a score that raised.",
+        "Samples discarded: no finite loss or gradient, not to be decoded, or lost to a score that "
+        "raised.",
         "reason",
         ("nonfinite_loss", "decode_error", "score_error"),
     ),

@@ -89,9 +89,10 @@ def run(grid: Grid, results: Results, data: Path | None, jobs: int) -> None:
 
     Raises:
         DataError: a data set is missing or damaged; cells that were done are saved.
-        ResultsError: what is there was run by other code.
+        ResultsError: what is there was run by other code, or cannot be written.
     """
     results.check(revision_of(ROOT), grid.rates)
+    results.check_place()
     missing = [cell for cell in cells_of(grid) if cell not in results.rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (

@@ -133,6 +133,8 @@ def _phases(standings: Standings, name: str, rate: float) -> dict[str, float]:
     places = 0
     for task in standings.tasks:
         whole = standings.seconds(task, "full", rate)
+        if math.isnan(whole):  # there is nothing to be a share of
+            continue
         for row in standings.seeds(task, name, rate).values():
             places += 1
             for phase in PHASES:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa  # type: ignore[import-untyped]  # pyarrow ships no types
@@ -80,6 +81,21 @@ class Results:
                 "is nothing to show; name a file of results by --results, such as "
                 "docs/results/evidence.parquet"
             )
+
+    def check_place(self) -> None:
+        """Make sure, before anything is run, that the file can be written.
+
+        Raises:
+            ResultsError: it cannot.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self._path.parent):
+                pass
+        except OSError as error:
+            raise ResultsError(
+                f"{self._path} cannot be written: {error}; name another file by --results"
+            ) from error
 
     def check(self, revision: str, rates: Sequence[float]) -> None:
         """Refuse to go on with results of other code, with which no comparison would be fair.
