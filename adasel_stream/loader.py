@@ -211,7 +211,9 @@ class SelectingLoader:
         """Share of uniform sampling's gradient noise that selection removes, NaN while unknown.
 
         Only a policy that watches itself, such as "auto", knows it: its mean, and an interval of
-        two standard errors from `low` to `high`.
+        two standard errors from `low` to `high`. It is of the last layer's gradients where rows are
+        scored with them. Elsewhere losses are taken for gradients, and where large losses have small
+        gradients it promises too much.
         """
         return self._selector.gain
 
