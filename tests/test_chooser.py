@@ -153,7 +153,7 @@ def test_the_first_batch_without_a_finite_loss_is_said(caplog: pytest.LogCapture
     for _ in range(3):
         made.choose(Scored(torch.full((12,), float("nan"))))
     assert [record.getMessage()[:29] for record in caplog.records] == [
-        "all of the 12 losses of a win"
+        "all of the 12 losses or gradi"
     ]
 
 

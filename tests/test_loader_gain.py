@@ -87,7 +87,7 @@ class Frozen:
 def test_gain_is_what_is_removed_of_the_noise_of_a_batch(candidates: int, rate: float) -> None:
     """Whether a window makes one batch, a batch and a bit, or many."""
     seen = Frozen(seed=1).run(candidates, rate)
-    assert seen.gain.mean == pytest.approx(seen.removed, abs=0.07)
+    assert seen.gain.low - 0.05 < seen.removed < seen.gain.high + 0.05
     assert seen.removed > 0.25
 
 
