@@ -212,8 +212,8 @@ class SelectingLoader:
 
         Only a policy that watches itself, such as "auto", knows it: its mean, and an interval of
         two standard errors from `low` to `high`. It is of the last layer's gradients where rows are
-        scored with them. Elsewhere losses are taken for gradients, and where large losses have small
-        gradients it promises too much.
+        scored with them. Elsewhere losses are taken for gradients; where large losses have small
+        ones it promises too much.
         """
         return self._selector.gain
 

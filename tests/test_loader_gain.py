@@ -14,7 +14,7 @@ from tests.streams import Rows
 
 CLASSES = 5
 BATCH = 64
-BATCHES = 300
+BATCHES = 200
 
 
 class Seen(NamedTuple):
