@@ -12,7 +12,7 @@ from adasel_stream.record import LossRecord, PendingLabels
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for resident memory")
 
 _BATCH = 65_536
-_ALLOWED_BYTES = 4 * 2**20
+_ALLOWED_BYTES = 10 * 2**20
 
 
 def resident_bytes() -> int:
@@ -37,7 +37,7 @@ def grown_bytes(record: LossRecord, rows: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["numpy", "numba"])
 def test_memory_does_not_grow_with_the_ids(engine: str) -> None:
-    """Three bytes of each of 1.5 million new ids would be more than is allowed."""
+    """Seven bytes of each of 1.5 million new ids would be more than is allowed; an id has eight."""
     pending = PendingLabels(200_000, np.subtract, ttl_s=None)
     record = LossRecord(200_000, engine=engine, pending=pending)
     assert grown_bytes(record, rows=1_500_000) < _ALLOWED_BYTES
