@@ -15,11 +15,13 @@ from adasel_stream.adaselection import Policy, step
 from adasel_stream.buffer import kept_at
 from adasel_stream.draw import dealt
 from adasel_stream.errors import ScoreError
+from adasel_stream.expected_norms import NormCurve, expected_norms, with_trained
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
 from adasel_stream.telling import switch
 from adasel_stream.types import Bounds, Feedback, LossBatch, Method, Scored, Selection, State
+from adasel_stream.updates import EVERY
 
 __all__ = ["Chooser"]
 
@@ -82,6 +84,10 @@ class Chooser:
         self._warned = False
         self._window: Tensor | None = None
         self._foreseen = False
+        wanted = needs(methods) | policy.needs
+        self._wants_norms = policy.learn is not None and "last_layer_if_any" in wanted
+        self._curve: NormCurve | None = None
+        self._trained = 0
         self._watch = Watch()
         self._draws: dict[str, Any] | None = None  # a restored generator's, until its device is met
 
@@ -89,6 +95,23 @@ class Chooser:
     def learns(self) -> bool:
         """Whether `learn` is of use: not where the gradients of all candidates are known."""
         return self._policy.learn is not None and not self._foreseen
+
+    @property
+    def wants_norms(self) -> bool:
+        """Whether gradient norms of trained rows are of use, where candidates show none."""
+        return self._wants_norms
+
+    def count_trained(self) -> int:
+        """Count a batch that is trained on, and say for how many its gradient norms will stand.
+
+        None: 0. All are looked at until enough was seen to judge by, and while rows are drawn
+        evenly, as few windows are then scored.
+        """
+        self._trained += 1
+        rules = self._policy.watch or Rules()
+        if self._trained <= rules.least or not self._watch.selecting:
+            return 1
+        return 0 if self._trained % EVERY else EVERY
 
     @property
     def rules(self) -> Rules | None:
@@ -116,6 +139,7 @@ class Chooser:
         *,
         reference: Tensor | None = None,
         previous: Tensor | None = None,
+        told: Tensor | None = None,
         known: bool = True,
         bounds: Callable[[LossBatch], Bounds] | None = None,
     ) -> Selection | None:
@@ -125,6 +149,7 @@ class Chooser:
             scored: losses of the candidates, b of them.
             reference: losses under a reference model, shape (b,), NaN where unknown.
             previous: losses that were recorded before, shape (b,), NaN where unknown.
+            told: losses, shape (b,), NaN where they are a guess; None where none is.
             known: whether the losses are more than a guess that stands for all.
             bounds: says what the choice is held to, or None for nothing.
 
@@ -144,6 +169,7 @@ class Chooser:
         batch = LossBatch.of(
             losses,
             gradient_norms=norms,
+            expected_norms=self._expected(losses if told is None else told, norms),
             last_layer=scored.last_layer,
             all_finite=usable == rows,
             noise=noise,
@@ -242,9 +268,14 @@ class Chooser:
         self._tell(before)
 
     def learn(self, feedback: Feedback) -> None:
-        """Move the method weights by fresh losses of rows that were trained on."""
-        if self._policy.learn is not None and self._state is not None:
-            self._state = self._policy.learn(self._state, feedback)
+        """Move the method weights, and what is expected of losses, by rows that were trained on."""
+        if self._policy.learn is None or self._state is None:
+            return
+        self._state = self._policy.learn(self._state, feedback)
+        if feedback.gradient_norms is not None:
+            device = feedback.losses.device
+            curve = NormCurve.initial(device) if self._curve is None else self._curve.to(device)
+            self._curve = with_trained(curve, feedback)
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the policy's state, the randomness and the count of rows."""
@@ -258,6 +289,8 @@ class Chooser:
             "window": None if self._window is None else self._window.clone(),
             "foreseen": self._foreseen,
             "watch": self._watch.state_dict(),
+            "curve": None if self._curve is None else self._curve.state_dict(),
+            "trained": self._trained,
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
@@ -268,6 +301,15 @@ class Chooser:
         self._quota.load_state_dict(state["quota"])
         self._window, self._foreseen = state["window"], bool(state["foreseen"])
         self._watch = Watch.of_state(state["watch"])
+        curve, self._trained = state["curve"], int(state["trained"])
+        self._curve = None if curve is None else NormCurve.of_state(curve)
+
+    def _expected(self, losses: Tensor, norms: Tensor | None) -> Tensor | None:
+        """Give what gradient norms rows with such losses had, where they show none of their own."""
+        if norms is not None or self._curve is None or not self._curve.known:
+            return None
+        self._curve = self._curve.to(losses.device)
+        return expected_norms(self._curve, losses)
 
     def _control(self, losses: Tensor, generator: torch.Generator) -> Tensor | None:
         """Draw the control arm: a share of the candidates, or all after a fall back."""

@@ -45,15 +45,24 @@ class Judged(NamedTuple):
         return self.guessed is None or not self.guessed.all()
 
     @property
+    def told(self) -> Tensor:
+        """Losses, shape (b,), NaN where nobody knows them."""
+        if self.guessed is None:
+            return self.scored.losses
+        guessed = torch.from_numpy(self.guessed).to(self.scored.losses.device, non_blocking=True)
+        return torch.where(guessed, torch.nan, self.scored.losses)
+
+    @property
     def company(self) -> dict[str, Tensor | None]:
-        """What methods may look at beside the losses, each of shape (b,) or None."""
+        """What a choice may look at beside the losses, each of shape (b,) or None."""
         device, previous = self.scored.losses.device, None
         if self.recorded is not None:
             previous = torch.from_numpy(self.recorded[:, 0]).to(device, non_blocking=True)
         reference = self.reference
         if reference is not None:
             reference = reference.to(device, non_blocking=True)
-        return {"reference": reference, "previous": previous}
+        told = None if self.guessed is None else self.told
+        return {"reference": reference, "previous": previous, "told": told}
 
     @property
     def ages_s(self) -> Float32s:

@@ -1,11 +1,13 @@
 """What is remembered of chosen rows, and what their fresh losses teach after training on them."""
 
+import logging
 from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from adasel_stream.backward import watch_norms
 from adasel_stream.chooser import Chooser
 from adasel_stream.emitted import Emitted
 from adasel_stream.judged import Judged
@@ -14,20 +16,23 @@ from adasel_stream.lookups import Lookups
 from adasel_stream.metrics import Metrics
 from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
-from adasel_stream.reporting import Reporting
+from adasel_stream.reporting import Reporting, is_judged
 from adasel_stream.rows import Leaves
 from adasel_stream.types import Feedback, Selection
 
 __all__ = ["Learning", "remembered"]
 
+_log = logging.getLogger(__name__)
 
-def remembered(judged: Judged, chosen: Selection, *, proxied: bool) -> Leaves:
+
+def remembered(judged: Judged, chosen: Selection, *, proxied: bool, norms: bool) -> Leaves:
     """Give what `Learning` will need of the chosen rows, by the names of `Emitted`, k rows each.
 
     Args:
         judged: the candidates.
         chosen: what was chosen of them.
         proxied: whether scored losses are a proxy's and not the model's own.
+        norms: whether it is learnt how large gradients are at each loss.
     """
     kept: Leaves = {
         "weights": chosen.weights,
@@ -35,6 +40,8 @@ def remembered(judged: Judged, chosen: Selection, *, proxied: bool) -> Leaves:
         "inclusions": chosen.inclusions,
         "importances": chosen.importances,
     }
+    if norms:
+        kept["chosen_by"] = judged.told.index_select(0, chosen.indices)
     fresh = bool(judged.fresh.all())
     if proxied:  # who was not asked has said nothing
         said = judged.scored.losses.index_select(0, chosen.indices)
@@ -83,27 +90,67 @@ class Learning:
         self._repeats = repeats
         self._proxy = proxy
         self._metrics = metrics
+        self._blind = False
 
-    def learn(self, last: Emitted, losses: Tensor) -> None:
-        """Take in fresh losses of an emitted batch, shape (batch_size,)."""
-        losses = losses.detach().float()
+    def learn(self, last: Emitted, losses: Tensor, mean: Tensor) -> None:
+        """Take in fresh losses of an emitted batch, shape (batch_size,), and their mean.
+
+        Gradients, where they are of use, are waited for until the mean is differentiated.
+        """
+        graph, losses = losses, losses.detach().float()
         if self._lookups is not None and last.ids is not None and last.recorded is not None:
             self._remember(self._lookups, last, last.ids, last.recorded, losses)
-        if last.proposed is not None:
-            self._reporting.compare(last, losses)
+        if last.heard is not None:
+            self._reporting.hear_losses(last, losses)
         if self._proxy is not None and last.proxied is not None:
             self._watch(self._proxy, last.proxied, last, losses)
+        if not self._chooser.wants_norms or not (self._chooser.learns or is_judged(last)):
+            self._take_in(last, losses, None, 1)
+            return
+        batches = self._chooser.count_trained()
+        if not batches:
+            return
+
+        def differentiated(norms: Tensor | None) -> None:
+            if norms is None:
+                self._tell_of_blindness()
+            self._take_in(last, losses, norms, batches)
+
+        if not watch_norms(graph, mean, last.weights, differentiated):
+            differentiated(None)
+
+    def _tell_of_blindness(self) -> None:
+        if not self._blind:
+            self._blind = True
+            _log.warning(
+                "gradients of trained rows cannot be seen: losses stand for them, and loader.gain "
+                "may promise too much. Give loader.mean the losses with their graph, one for each "
+                "row of the output of a layer"
+            )
+
+    def _take_in(self, last: Emitted, losses: Tensor, norms: Tensor | None, batches: int) -> None:
+        """Judge selection, and move it, by gradient norms, or by the losses where there are none.
+
+        Args:
+            last: the emitted batch.
+            losses: fresh ones, shape (batch_size,).
+            norms: of their gradients, shape (batch_size,), or None.
+            batches: how many emitted batches this one stands for.
+        """
+        if is_judged(last):
+            self._reporting.compare(last, losses if norms is None else norms)
         if not self._chooser.learns:
             return
         device = last.weights.device
         if losses.device == device:
-            self._update(last, losses)
+            self._update(last, losses, norms, batches)
             return
 
-        def arrive(late: npt.NDArray[Any]) -> None:  # chosen on one device, trained on another
-            self._update(last, torch.from_numpy(late).to(device, non_blocking=True))
+        def arrive(*late: npt.NDArray[Any]) -> None:  # chosen on one device, trained on another
+            there = [torch.from_numpy(one).to(device, non_blocking=True) for one in late]
+            self._update(last, there[0], None if norms is None else there[1], batches)
 
-        self._late.send((losses,), arrive)
+        self._late.send((losses,) if norms is None else (losses, norms), arrive)
 
     def _remember(
         self, lookups: Lookups, last: Emitted, ids: Tensor, recorded: Tensor, losses: Tensor
@@ -130,9 +177,10 @@ class Learning:
 
         self._late.send((proxied, losses, last.weights), arrive)
 
-    def _update(self, last: Emitted, losses: Tensor) -> None:
+    def _update(self, last: Emitted, losses: Tensor, norms: Tensor | None, batches: int) -> None:
         valid = torch.isfinite(losses) & (last.weights > 0)
-        self._chooser.learn(
-            Feedback(losses, last.importances, last.probabilities, last.inclusions, valid)
-        )
+        if norms is not None:
+            valid = valid & torch.isfinite(norms)
+        chances = (last.importances, last.probabilities, last.inclusions)
+        self._chooser.learn(Feedback(losses, *chances, valid, last.chosen_by, norms, batches))
         self._metrics.policy_updates += 1

@@ -128,8 +128,9 @@ class SelectingLoader:
             )
         check_recorded(named, record is not None)
         last_layer = last_layer_for(wanted, record is not None)
-        if model is None and (record is not None or isinstance(score, Proxy)):
-            last_layer = False  # nobody expects one
+        bare = isinstance(score, Proxy) or (model is None and record is not None)
+        if last_layer == "if any" and bare:  # nobody expects one, and a proxy's is not the model's
+            last_layer = False
         scorer = scorer_for(score, model, autocast=autocast, last_layer=last_layer)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         watched = StopIndicator() if stop is None else stop
@@ -284,9 +285,10 @@ class SelectingLoader:
         emission = self._emissions.of(batch)
         rows = emission.rows
         check_losses(losses, rows.weights)
+        mean = weighted_mean(losses, rows.weights)
         if self._emissions.teach(emission):
-            self._selector.learn(rows, losses)
-        return weighted_mean(losses, rows.weights)
+            self._selector.learn(rows, losses, mean)
+        return mean
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere, such as while serving.

@@ -19,7 +19,7 @@ from adasel_stream.metrics import Metrics
 from adasel_stream.stopping import StopIndicator
 from adasel_stream.types import Selection
 
-__all__ = ["Reporting"]
+__all__ = ["Reporting", "is_judged"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +28,18 @@ _SHORT: Final = 0.8
 """A slice is short once so many rows were seen and less than this share of its rate chosen."""
 
 _TINY: Final = float(np.finfo(np.float32).tiny)
+
+
+def is_judged(rows: Emitted) -> bool:
+    """Say whether rows of the control arm are to show whether selection pays.
+
+    Not where the last layer of all candidates has told it, nor where there were no scores; on an
+    accelerator nobody looks.
+    """
+    proposed = rows.proposed
+    if proposed is None or proposed.device.type != "cpu":
+        return proposed is not None
+    return bool(np.isfinite(proposed.numpy()).any())
 
 
 class Reporting:
@@ -148,43 +160,55 @@ class Reporting:
                         *(name, rate, share, seen[number]),
                     )
 
-    def compare(self, last: Emitted, losses: Tensor) -> None:
-        """Hear from fresh losses of the control arm, shape (batch_size,), whether selection pays.
+    def hear_losses(self, last: Emitted, losses: Tensor) -> None:
+        """Hear from fresh losses of the control arm, shape (batch_size,), how the stream fares.
 
-        What `report` has heard of a window is not heard again: the gain, where it told the last
-        layer's, and the mean loss, where all of it was scored by the model.
+        Of windows that were scored by the model as a whole `report` has heard it already.
+        """
+        assert last.heard is not None
+        if last.heard.device.type == "cpu" and last.heard.numpy().all():
+            return
+        control, weights, filled = _arm(last, losses)
+        news = filled & ~last.heard.to(losses.device, non_blocking=True)
+        sums = [
+            (news * weights * torch.where(control, losses, 0.0)).sum(),
+            (news * weights).sum(),
+            (news & ~torch.isfinite(losses)).sum(),
+            news.sum(),
+        ]
+
+        def arrive(numbers: npt.NDArray[Any]) -> None:
+            total, rows, broken, slots = numbers.tolist()
+            mean = total / rows if rows else math.nan
+            self._told(None, mean, broken / slots if slots else None, trained=True)
+
+        self._late.send((torch.stack([number.float() for number in sums]),), arrive)
+
+    def compare(self, last: Emitted, sizes: Tensor) -> None:
+        """Hear from rows of the control arm whether selection pays.
+
+        Where the last layer of all candidates told it, `report` has heard it already.
+
+        Args:
+            last: the emitted batch.
+            sizes: norms of its rows' gradients or what stands for them, shape (batch_size,).
         """
         assert last.proposed is not None
-        assert last.heard is not None
-        on_host = last.proposed.device.type == losses.device.type == "cpu"
-        if on_host and np.isnan(last.proposed.numpy()).all():
-            return
-        proposed = last.proposed.to(losses.device, non_blocking=True)
-        weights = last.weights.to(losses.device, non_blocking=True)
-        even = weights * last.inclusions.to(losses.device, non_blocking=True)
-        filled = weights > 0
-        finite = torch.isfinite(losses)
-        control = ~torch.isnan(proposed) & finite & filled
-        news = ~last.heard.to(losses.device, non_blocking=True)
-        # guards may have moved rows of the arm: their weights undo it
-        weights = torch.where(control, weights, 0.0)
+        control, weights, _ = _arm(last, sizes)
+        proposed = last.proposed.to(sizes.device, non_blocking=True)
+        even = weights * last.inclusions.to(sizes.device, non_blocking=True)
         judged = control & torch.isfinite(proposed)
-        g = torch.where(judged, weights * losses.square(), 0.0)
+        g = torch.where(judged, weights * sizes.square(), 0.0)
         sums = [
             (g * (1 / torch.where(judged, proposed, 1.0) - 1)).sum(),
             (g * (1 / torch.where(judged, even, 1.0) - 1)).sum(),
             judged.sum(),
-            (news * weights * torch.where(control, losses, 0.0)).sum(),
-            (news * weights).sum(),
-            (news & filled & ~finite).sum(),
-            (news & filled).sum(),
         ]
 
         def arrive(numbers: npt.NDArray[Any]) -> None:
-            ours, uniform, arm, total, rows, broken, slots = numbers.tolist()
-            both = (ours, uniform) if arm else None
-            mean = total / rows if rows else math.nan
-            self._told(both, mean, broken / slots if slots else None, trained=True)
+            ours, uniform, arm = numbers.tolist()
+            if arm:
+                self._told((ours, uniform), math.nan, None, trained=True)
 
         self._late.send((torch.stack([number.float() for number in sums]),), arrive)
 
@@ -214,6 +238,19 @@ class Reporting:
         if not math.isnan(mean):
             self._stop.observe(mean, None if chooser.rules is None else chooser.gain)
             metrics.stop_indicator_ratio = self._stop.value
+
+
+def _arm(last: Emitted, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Say which rows are of the control arm and finite, what they weigh, which slots are filled.
+
+    Guards may have moved rows of the arm; their weights undo it. All have shape (batch_size,).
+    """
+    assert last.proposed is not None
+    weights = last.weights.to(values.device, non_blocking=True)
+    filled = weights > 0
+    proposed = last.proposed.to(values.device, non_blocking=True)
+    control = ~torch.isnan(proposed) & torch.isfinite(values) & filled
+    return control, torch.where(control, weights, 0.0), filled
 
 
 def _added(before: list[int], more: npt.NDArray[Any]) -> list[int]:

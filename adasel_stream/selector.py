@@ -193,9 +193,15 @@ class Selector:
         if self.knows_structure:
             self._choose_all(rest=True)
 
-    def learn(self, last: Emitted, losses: Tensor) -> None:
-        """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy."""
-        self._learning.learn(last, losses)
+    def learn(self, last: Emitted, losses: Tensor, mean: Tensor) -> None:
+        """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy.
+
+        Args:
+            last: the emitted batch.
+            losses: with their graph, where they have one.
+            mean: their weighted mean, shape (), as it will be differentiated.
+        """
+        self._learning.learn(last, losses, mean)
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""
@@ -311,7 +317,8 @@ class Selector:
             if column is not None:
                 tensor = torch.from_numpy(column).to(device, non_blocking=True)
                 leaves = {**leaves, name: tensor}
-        kept = remembered(judged, chosen, proxied=self._proxy is not None)
+        proxied = self._proxy is not None
+        kept = remembered(judged, chosen, proxied=proxied, norms=self._chooser.wants_norms)
         # on a CPU no more rows were asked for than may be chosen
         void = None if chosen.valid is None or device.type == "cpu" else ~chosen.valid
         self._outgoing.push(leaves, chosen.indices, kept, void, judged.decoded)

@@ -100,6 +100,8 @@ class LossBatch:
         noise: standard normal draws, shape (b,), fresh for each candidate batch, or None where
             the draw itself is random and a method shall be an even proposal.
         gradient_norms: upper bounds of per-instance gradient norms, shape (b,), or None.
+        expected_norms: what rows of such losses had for gradient norms when they were trained on,
+            shape (b,), or None.
         finite: which rows may be chosen, shape (b,), bool, or None when all may.
         last_layer: residuals and features of the last layer, b rows each, or None.
         reference: losses under a reference model, shape (b,), NaN where unknown, or None.
@@ -117,6 +119,7 @@ class LossBatch:
     losses: Tensor
     noise: Tensor | None = None
     gradient_norms: Tensor | None = None
+    expected_norms: Tensor | None = None
     finite: Tensor | None = None
     last_layer: LastLayer | None = None
     reference: Tensor | None = None
@@ -170,8 +173,10 @@ class LossBatch:
 
     @property
     def magnitudes(self) -> Tensor:
-        """What is known of gradient norms: their bounds, or else the losses' size, shape (b,)."""
-        return self.losses.abs() if self.gradient_norms is None else self.gradient_norms
+        """What is known of gradient norms, shape (b,): bounds, expectations or the losses' size."""
+        if self.gradient_norms is not None:
+            return self.gradient_norms
+        return self.losses.abs() if self.expected_norms is None else self.expected_norms
 
     @cached_property
     def alignments(self) -> Tensor:
@@ -320,11 +325,15 @@ class Feedback:
     """Fresh losses of rows that were trained on, with the chances they had been drawn with.
 
     Attributes:
-        losses: shape (B,); they stand in for gradient norms.
+        losses: shape (B,); they stand in for gradient norms where those are not known.
         importances: α of each method for each row, shape (B, M).
         probabilities: p, shape (B,).
         inclusions: π, shape (B,).
         valid: rows that count, shape (B,), bool.
+        chosen_by: the losses that the rows were chosen by, shape (B,), NaN where there was none,
+            or None where nobody asks.
+        gradient_norms: of fresh losses, shape (B,), or None where they are not known.
+        batches: how many trained batches these rows stand for, where not all are looked at.
     """
 
     losses: Tensor
@@ -332,6 +341,14 @@ class Feedback:
     probabilities: Tensor
     inclusions: Tensor
     valid: Tensor
+    chosen_by: Tensor | None = None
+    gradient_norms: Tensor | None = None
+    batches: int = 1
+
+    @property
+    def magnitudes(self) -> Tensor:
+        """What is known of gradient norms: they themselves or the losses' size, shape (B,)."""
+        return self.losses.abs() if self.gradient_norms is None else self.gradient_norms
 
 
 @runtime_checkable

@@ -50,8 +50,9 @@ FORGETTING = 0.005
 """Share of log w that `variance` loses at each step; drift is followed within some 200 updates."""
 
 EVERY = 4
-"""`foreseen_variance` looks at one candidate batch in so many, and moves the weights as far as for
-all of them: with the norms of all rows one batch tells as much as many draws do."""
+"""Gradient norms are looked at in one batch in so many, and move the weights as far as for all of
+them: with the norms of all candidates one batch tells as much as many draws do, and where those of
+trained rows alone are seen, looking takes as long as the rest of a step's arithmetic."""
 
 LARGEST_GAIN = 5.0
 """Bound of a method's gain in `variance`, so that one outlier cannot decide."""
@@ -159,21 +160,22 @@ def variance(
 
     Args:
         state: the state before.
-        feedback: rows that were trained on; their losses stand for g.
+        feedback: rows that were trained on; g are their gradient norms, or losses stand for them.
         rate: η, above 0.
         forgetting: f, in [0, 1); drift is followed within about 1/f updates.
         largest_gain: bound of G, so that one outlier cannot decide.
 
     Source: exponentiated gradient on the estimator's variance (docs/algorithm.md).
     """
-    g = torch.where(feedback.valid, feedback.losses, 0.0).abs()
+    g = torch.where(feedback.valid, feedback.magnitudes, 0.0)
     g = g / g.max().clamp(min=torch.finfo(g.dtype).tiny)  # the gain is free of scale
     p = torch.where(feedback.valid, feedback.probabilities, 1.0)
     share = g.square() / (torch.where(feedback.valid, feedback.inclusions, 1.0) * p)
     total = share.sum()
     gain = (share / p) @ feedback.importances / torch.where(total > 0, total, 1.0)
     push = torch.where(total > 0, gain.clamp(0.0, largest_gain) - 1, 0.0)
-    return replace(state, log_weights=(1 - forgetting) * state.log_weights + rate * push)
+    keep, rate = 1 - forgetting * feedback.batches, rate * feedback.batches
+    return replace(state, log_weights=keep * state.log_weights + rate * push)
 
 
 def foreseen_variance(
@@ -206,8 +208,8 @@ def foreseen_variance(
     mixture = mixed(state.log_weights, floor) @ importances
     p = (1 - exploration) * mixture + exploration / norms.shape[0]
     usable = torch.ones_like(norms, dtype=torch.bool) if batch.finite is None else batch.finite
-    feedback = Feedback(norms, importances.T, p, torch.ones_like(p), usable)
-    return variance(state, feedback, rate=EVERY * RATE, forgetting=EVERY * FORGETTING)
+    feedback = Feedback(norms, importances.T, p, torch.ones_like(p), usable, batches=EVERY)
+    return variance(state, feedback)
 
 
 def alignment(

@@ -109,8 +109,8 @@ def test_a_step_waits_for_nothing(policy: str, monkeypatch: pytest.MonkeyPatch) 
             assert loader.mean(batch["x"].sum(1)).device.type == DEVICE
     assert emitted == 4
     assert watch.operations > 100
-    # a parcel of each candidate batch, and under a policy that watches itself of each step as well
-    assert loader.metrics.telemetry_lag_parcels == (12 if policy == "auto" else 8)
+    # a parcel of each candidate batch, and under a policy that watches itself two of each step
+    assert loader.metrics.telemetry_lag_parcels == (16 if policy == "auto" else 8)
 
 
 @pytest.mark.parametrize("policy", WITH_LAST_LAYER)

@@ -1,0 +1,173 @@
+"""How large gradients are at each loss: learnt from trained rows, for rows known by it alone.
+
+Where no forward pass shows gradients of candidates, their losses are all there is to go by. What
+these say of gradients depends on the loss function, and on how old or how cheap the losses are: a
+squared error's gradient grows with its root, a cross-entropy's hardly any more above 2, an absolute
+error's not at all, and a loss that nobody computed lately says nothing. So trained rows, whose
+gradients `backward` sees, are put into classes by the loss that they had been chosen by, and
+
+    expected norm = √E[‖g‖² | loss]
+
+is what a row with such a loss is drawn in proportion to. Of all draws that know losses alone, that
+is the one under which the gradient estimate varies least; where losses say nothing it is even.
+
+Classes are octaves on either side of 0, rows shared between the two that are nearest, so that the
+curve bends but never jumps; one more is for rows without a loss. What a class has not seen enough
+of it takes from its neighbours. Values are frozen, and nothing here waits for the device.
+
+Source: the optimal chances of importance sampling, Katharopoulos and Fleuret 2018, section 3.1,
+given what is known of a row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from adasel_stream.types import Feedback
+
+__all__ = ["NormCurve", "expected_norms", "with_trained"]
+
+_OCTAVES: Final = 31
+"""Losses from 2⁻³¹ to 2³¹ are told apart by their octave, smaller and larger ones are not."""
+
+_ZERO: Final = 2 * _OCTAVES + 2
+"""The class of loss 0, between those of negative losses and those of positive ones."""
+
+_NOBODY: Final = 2 * _ZERO
+"""The class of rows without a loss, the last one."""
+
+_FORGETTING: Final = 0.005
+"""Share of what is known that is lost with each batch, as `updates.variance` loses it."""
+
+_LEAST: Final = 100
+"""From fewer rows nothing is concluded."""
+
+_BORROWED: Final = 16.0
+"""A class that has seen so many rows believes itself and its neighbours alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class NormCurve:
+    """What trained rows have shown, by class.
+
+    Attributes:
+        seen: how many rows, at most.
+        rows: faded counts, shape (K,).
+        squares: faded sums of squared gradient norms, shape (K,).
+        norms: what is expected, shape (K,).
+        steps: what more the next class expects, shape (K,).
+    """
+
+    seen: int
+    rows: Tensor
+    squares: Tensor
+    norms: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, seen: int, rows: Tensor, squares: Tensor) -> "NormCurve":
+        """Conclude what is expected from what was seen."""
+        norms = _believed(rows, squares)
+        return cls(seen, rows, squares, norms, norms.diff(append=norms[-1:]))
+
+    @classmethod
+    def initial(cls, device: torch.device | None = None) -> "NormCurve":
+        """Know nothing.
+
+        >>> NormCurve.initial().known
+        False
+        """
+        nothing = torch.zeros(_NOBODY + 1, device=device)
+        return cls.of(0, nothing, nothing)
+
+    @property
+    def known(self) -> bool:
+        """Whether enough was seen to go by."""
+        return self.seen >= _LEAST
+
+    def to(self, device: torch.device) -> "NormCurve":
+        """Bring it to a device."""
+        if self.rows.device == device:
+            return self
+        return NormCurve.of(self.seen, self.rows.to(device), self.squares.to(device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe what was seen."""
+        return {"seen": self.seen, "rows": self.rows, "squares": self.squares}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "NormCurve":
+        """Go on from what `state_dict` described."""
+        return cls.of(int(state["seen"]), state["rows"], state["squares"])
+
+
+def with_trained(curve: NormCurve, feedback: Feedback) -> NormCurve:
+    """Take in rows that were trained on, whose losses at the choice and whose norms are known.
+
+    Args:
+        curve: what was known before.
+        feedback: B rows.
+    """
+    norms, losses, valid = feedback.gradient_norms, feedback.chosen_by, feedback.valid
+    assert norms is not None
+    assert losses is not None
+    away = (_places(losses)[:, None] - _classes(losses.device)).abs()
+    shares = (1 - away).clamp(min=0) * valid[:, None]
+    new = torch.stack([valid.float(), torch.where(valid, norms, 0.0).square()]) @ shares
+    keep = 1 - _FORGETTING * feedback.batches
+    rows, squares = torch.stack([curve.rows, curve.squares]) * keep + new
+    return NormCurve.of(curve.seen + len(losses), rows, squares)
+
+
+def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
+    """Give √E[‖g‖² | loss] of rows, shape (b,).
+
+    Args:
+        curve: what trained rows have shown.
+        losses: of the rows, shape (b,), NaN where there is none.
+
+    >>> seen, even = torch.tensor([1.0, 4.0]).repeat(1000), torch.ones(2000)
+    >>> rows = Feedback(seen, even[:, None], even, even, even > 0, seen, seen.sqrt())
+    >>> curve = with_trained(NormCurve.initial(), rows)
+    >>> expected_norms(curve, torch.tensor([1.0, 2.0, 4.0, 8.0])).round(decimals=1)
+    tensor([1.0000, 1.6000, 2.0000, 2.0000])
+    """
+    place = _places(losses)
+    below = place.long()
+    return curve.norms[below].addcmul(curve.steps[below], place - below)
+
+
+def _believed(rows: Tensor, squares: Tensor) -> Tensor:
+    """Give what each class expects: from its own rows as far as there are, else from others'."""
+    total = squares.sum() / rows.sum().clamp(min=1)
+    known, own = torch.stack([rows, squares]) / (rows + _BORROWED)
+    near_known, near_own = torch.stack([known, own]) @ _nearness(rows.device)
+    borrowed = torch.where(near_known > 0, near_own / near_known, total)
+    norms: Tensor = (own + (1 - known) * borrowed).sqrt()
+    return norms
+
+
+def _places(losses: Tensor) -> Tensor:
+    """Place losses on the line of classes, shape (b,), float32."""
+    octaves = losses.abs().log2().clamp(-_OCTAVES, _OCTAVES) + (_OCTAVES + 1)
+    place = torch.addcmul(torch.full_like(octaves, _ZERO), losses.sign(), octaves)
+    return place.nan_to_num(float(_NOBODY))
+
+
+def _classes(device: torch.device) -> Tensor:
+    return torch.arange(_NOBODY + 1, device=device)
+
+
+def _nearness(device: torch.device) -> Tensor:
+    """Say how much classes believe each other, shape (K, K): less by the fourth power of octaves.
+
+    Who has no loss is like nobody.
+    """
+    classes = _classes(device)
+    near = (classes[:, None] - classes).abs().clamp(min=1).float().pow(-4)
+    near.fill_diagonal_(0.0)
+    near[_NOBODY], near[:, _NOBODY] = 0.0, 0.0
+    return near

@@ -1,0 +1,195 @@
+"""Where losses alone are known, draw and gain go by the gradients of trained rows."""
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adasel_stream import LossRecord, Proxy, SelectingLoader
+from tests.candidates import generator
+from tests.streams import Rows
+
+ROWS, INPUTS = 2000, 5
+RATE = 0.25
+
+
+class Regression:
+    """A straight line under heavy noise, with absolute or squared errors.
+
+    Args:
+        power: of the error in the loss.
+        seed: of the data.
+    """
+
+    def __init__(self, power: int, seed: int = 0) -> None:
+        random = generator(seed)
+        self.x = torch.randn(ROWS, INPUTS, generator=random)
+        noise = torch.empty(ROWS).cauchy_(generator=random).clamp(-1e3, 1e3)
+        self.true = torch.ones(INPUTS)
+        self.y = self.x @ self.true + (noise if power == 1 else noise.sign() * noise.abs().sqrt())
+        self.power = power
+        self.random = random
+        torch.manual_seed(seed)
+        self.model = nn.Linear(INPUTS, 1)
+
+    def batches(self) -> Iterator[Rows]:
+        """Offer rows without end."""
+        while True:
+            rows = torch.randint(ROWS, (32,), generator=self.random)
+            yield {"id": rows, "x": self.x[rows], "y": self.y[rows]}
+
+    def losses(self, batch: Rows) -> Tensor:
+        """Give |error|^power, shape (b,)."""
+        error: Tensor = self.model(batch["x"]).squeeze(1) - batch["y"]
+        return error.abs() ** self.power
+
+    def sources(self, where: str) -> dict[str, Any]:
+        """Give where a loader has its losses from."""
+        if where == "record":
+            return {"record": LossRecord(capacity=2 * ROWS), "ids": "id"}
+        if where == "proxy":
+            return {"score": Proxy(lambda batch: self.losses(batch) ** 3), "model": self.model}
+        return {"score": lambda batch: self.losses(batch).detach()}
+
+    def train(self, loader: SelectingLoader, steps: int) -> float:
+        """Train, and give the mean squared error of the weights after a third of the steps."""
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.2)
+        off = []
+        for batch in islice(loader, steps):
+            loader.mean(self.losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+            optimizer.step()
+            optimizer.zero_grad()
+            off.append(float((self.model.weight.detach()[0] - self.true).square().sum()))
+        return fmean(off[steps // 3 :])
+
+
+WHERE = pytest.mark.parametrize("where", ["score", "record", "proxy"])
+
+
+@WHERE
+def test_gradients_that_do_not_follow_losses_end_selection(where: str) -> None:
+    """Absolute errors have gradients of one size: large losses are no reason to prefer a row."""
+    task = Regression(power=1)
+    loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources(where))
+    task.train(loader, 600)
+    assert loader.gain.high < 0.05
+    weights = loader.weights
+    assert float(weights.max() / weights.min()) < 1.2
+
+
+def test_auto_does_not_stay_worse_than_uniform_by_losses_alone() -> None:
+    """It was off by four tenths more, and said that it gained, when losses stood for gradients."""
+
+    def off(seed: int, **policy: Any) -> float:
+        task = Regression(power=1, seed=seed)
+        options = {**task.sources("score"), **policy}
+        return task.train(SelectingLoader(task.batches(), sampling_rate=RATE, **options), 800)
+
+    ours = [off(seed) for seed in range(3)]
+    uniform = [off(seed, policy="unbiased", methods=["uniform"]) for seed in range(3)]
+    assert fmean(ours) < 1.2 * fmean(uniform)
+
+
+@WHERE
+def test_rows_are_drawn_by_what_losses_say_of_gradients(where: str) -> None:
+    """Squared errors have gradients that grow with their root, and cubed scores with the sixth."""
+    task = Regression(power=2)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def kept(losses: Tensor) -> Tensor:
+        rows = loader._emissions.last.rows
+        assert rows.chosen_by is not None
+        seen.append((rows.chosen_by, rows.probabilities))
+        return losses
+
+    loader = SelectingLoader(
+        task.batches(), sampling_rate=RATE, methods=["gradient_size"], **task.sources(where)
+    )
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.01)
+    for batch in islice(loader, 1200):
+        loader.mean(kept(task.losses(batch))).backward()  # type: ignore[no-untyped-call] # untyped in torch
+        optimizer.step()
+        optimizer.zero_grad()
+    known, chance = (torch.cat(column) for column in zip(*seen[-200:], strict=True))
+    chance = chance - 0.2 * RATE / 32  # what is even of it
+    middle = (known > known.nanquantile(0.3)) & (known < known.nanquantile(0.95))
+    x, y = known[middle].log(), chance[middle].log()
+    slope = float(torch.cov(torch.stack([x, y]))[0, 1] / x.var())
+    want = {"score": 0.5, "record": 0.5, "proxy": 0.5 / 3}[where]
+    assert slope == pytest.approx(want, abs=0.13)
+    assert loader.gain.low > 0
+
+
+@pytest.mark.parametrize("scale", [1 / 8, 4096.0])
+def test_what_the_mean_is_multiplied_with_does_not_matter(scale: float) -> None:
+    """As autocast's scaler and accumulated steps do: the same rows are chosen, to the last bit."""
+
+    def run(by: float) -> list[Any]:
+        task = Regression(power=2)
+        loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("record"))
+        got = []
+        for batch in islice(loader, 200):
+            (by * loader.mean(task.losses(batch))).backward()  # type: ignore[no-untyped-call] # untyped in torch
+            got.append((batch["id"].tolist(), loader.weights.tolist()))
+        return [*got, loader.gain]
+
+    assert run(scale) == run(1.0)
+
+
+@pytest.mark.filterwarnings("ignore:list has no state_dict:RuntimeWarning")
+@pytest.mark.parametrize("cut", [30, 101, 150])
+def test_it_resumes_to_the_last_bit(cut: int) -> None:
+    """Also between two batches whose gradients are looked at."""
+
+    def make() -> tuple[Regression, SelectingLoader]:
+        task = Regression(power=2)
+        batches = list(islice(task.batches(), 1000))
+        sources = task.sources("score")
+        return task, SelectingLoader(batches, sampling_rate=RATE, replay=True, **sources)
+
+    def run(task: Regression, loader: SelectingLoader, steps: int) -> list[Any]:
+        got = []
+        for batch in islice(loader, steps):
+            loader.mean(task.losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+            got.append((batch["id"].tolist(), loader.weights.tolist()))
+        return got
+
+    want = run(*make(), 240)
+    task, loader = make()
+    got = run(task, loader, cut)
+    other, second = make()
+    second.load_state_dict(loader.state_dict())
+    assert got + run(other, second, 240 - cut) == want
+
+
+@pytest.mark.parametrize(
+    "given",
+    [Tensor.detach, lambda losses: losses.detach().requires_grad_()],
+    ids=["detached", "of no layer"],
+)
+def test_gradients_that_cannot_be_seen_are_told_of_once(
+    given: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Losses stand for them then, and it goes on."""
+    task = Regression(power=2)
+    loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("record"))
+    with caplog.at_level(logging.WARNING):
+        for batch in islice(loader, 80):
+            loader.mean(given(task.losses(batch)))
+    told = [line for line in caplog.messages if "gradients of trained rows cannot be seen" in line]
+    assert len(told) == 1
+    assert loader.metrics.policy_updates > 50
+
+
+def test_a_batch_that_is_not_differentiated_teaches_nothing() -> None:
+    """Such as one that a trainer leaves out because its loss is not finite."""
+    task = Regression(power=2)
+    loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("record"))
+    for batch in islice(loader, 20):
+        loader.mean(task.losses(batch))
+    assert loader.metrics.policy_updates == 0
