@@ -212,9 +212,10 @@ class SelectingLoader:
         """Share of uniform sampling's gradient noise that selection removes, NaN while unknown.
 
         Only a policy that watches itself, such as "auto", knows it: its mean, and an interval of
-        two standard errors from `low` to `high`. It is of the last layer's gradients where rows are
-        scored with them. Elsewhere losses are taken for gradients; where large losses have small
-        ones it promises too much.
+        two standard errors from `low` to `high`. It is of the last layer's gradients: of all
+        candidates where they are scored with them, elsewhere of trained rows of the control arm, as
+        the backward pass sees them. Where that cannot be seen, which a log line says, losses are
+        taken for gradients, and it may promise too much.
         """
         return self._selector.gain
 
@@ -267,7 +268,8 @@ class SelectingLoader:
 
         The result estimates the mean loss over all candidates. The losses go to the record and
         move the method weights, both without waiting for the device; only those of the first
-        call for a batch do.
+        call for a batch do. Where losses are all that is known of candidates, the policy learns
+        from gradients once the result is differentiated.
 
         Args:
             losses: fresh losses of an emitted batch, shape (batch_size,), with gradient.

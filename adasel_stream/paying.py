@@ -11,9 +11,9 @@ over the last windows
 
 is the share of uniform sampling's gradient noise that selection removes: at most 1 less the
 sampling rate, as for training on all candidates. Without a last layer the
-variances of independent draws, Σ g²(1/π - 1), stand in, with losses for gradient norms g. Where
-losses are recorded and none is fresh, rows of the control arm tell them once they were trained on:
-they were drawn evenly, whatever π the scores had proposed for them.
+variances of independent draws, Σ g²(1/π - 1), stand in. Rows of the control arm tell them once they
+are trained on: they were drawn evenly, whatever π the scores had proposed for them, and the
+trainer's backward pass shows their gradients g.
 
 `Watch` is what was seen, a frozen value; the functions take one and give the next. A run falls back
 to an even draw for one of `REASONS` and comes back by itself, except where the arithmetic of a
@@ -120,8 +120,8 @@ class Watch:
         batches: windows with known variances, at most those that count.
         sums: faded sums of ours, even, and squared-weight sums of their products.
         recent: the same of few windows, as many as must have been seen before anything is decided.
-        scales: smoothed even variances of last-layer gradients and of losses, by which either
-            is divided: they have different units, and both shrink as a model learns.
+        scales: smoothed even variances of last-layer gradients of candidates and of trained rows,
+            by which either is divided: they have different units, and both shrink as a model learns.
         level: smoothed mean loss of windows, its variance, and how many it knows; then the same of
             the control arm in windows that were not all scored, whose losses are of other rows.
         excess: cumulative sums of standardised losses above either mean.

@@ -131,7 +131,7 @@ def auto(
 
     Chances are proportional to what each method gives, and the mixture of methods follows the
     variance of the gradient estimate: fresh gradient norms of the last layer where there are any,
-    losses elsewhere. Rows are laid out by where they pull the model, so that those that are drawn
+    those of trained rows elsewhere. Rows are laid out by where they pull the model, so that those that are drawn
     represent the others (`draw.by_pull`). A control arm is drawn evenly, the gain over uniform is
     estimated all along, and where its interval excludes a gain, where losses turn non-finite or
     drift, or where the arithmetic says that it cannot pay, rows are drawn evenly until it is over

@@ -202,8 +202,8 @@ def _telling(score: Score) -> Score:
         if result.last_layer is None and not told:
             told = True
             _log.warning(
-                "rows are chosen by their losses alone, which gains less than by gradients of the "
-                "last layer: pass model=, which score calls, or let score return Scored(losses, "
+                "rows are chosen by what their losses say of gradients, which gains less than by "
+                "gradients of the last layer: pass model=, which score calls, or let score return Scored(losses, "
                 "residuals, features)"
             )
         return result

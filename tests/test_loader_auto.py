@@ -212,7 +212,7 @@ def test_losses_alone_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
     """Who closes over the model and does not pass it loses half of the gain, and hears of it."""
     loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
     list(loader)
-    told = [line for line in caplog.messages if "chosen by their losses alone" in line]
+    told = [line for line in caplog.messages if "by what their losses say of gradients" in line]
     assert len(told) == 1
     caplog.clear()
     list(SelectingLoader(Stream(), score=loss, sampling_rate=0.5, policy="unbiased"))

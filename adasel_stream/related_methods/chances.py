@@ -60,9 +60,10 @@ def selective_backprop_with(power: float) -> Method:
 
 
 def gradient_size(batch: LossBatch) -> Preference:
-    """Draw in proportion to the gradient norm where it is known, to the loss elsewhere.
+    """Draw in proportion to the gradient norm where it is known, or to what is expected of it.
 
-    The variance of an unbiased gradient estimate is least where chances follow gradient norms.
+    Without a last layer that is what rows with such losses had when they were trained on, and the
+    loss itself while too few were. The variance of an unbiased gradient estimate is least where chances follow gradient norms.
 
     Source: Katharopoulos and Fleuret 2018, section 3.
 
