@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from adasel_stream.adaselection import Policy, step
+from adasel_stream.barren import BarrenWindows
 from adasel_stream.buffer import kept_at
 from adasel_stream.draw import dealt
-from adasel_stream.errors import ScoreError
-from adasel_stream.expected_norms import NormCurve, expected_norms, with_trained
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
 from adasel_stream.telling import switch
+from adasel_stream.trained import TrainedNorms
 from adasel_stream.types import Bounds, Feedback, LossBatch, Method, Scored, Selection, State
-from adasel_stream.updates import EVERY
 
 __all__ = ["Chooser"]
 
@@ -30,9 +29,6 @@ _log = logging.getLogger(__name__)
 _SEEDS = 2**63
 
 _TENSORS = ("log_weights", "method_losses", "trend")
-
-_BARREN = 100
-"""After so many windows without a finite loss none is waited for."""
 
 _WINDOW = 4096
 """Losses of so many rows that came last are kept for methods that compare with them."""
@@ -80,14 +76,12 @@ class Chooser:
         self._seed = seed
         self._state: State | None = None
         self._generator: torch.Generator | None = None
-        self._barren = 0
-        self._warned = False
+        self._barren = BarrenWindows()
         self._window: Tensor | None = None
         self._foreseen = False
         wanted = needs(methods) | policy.needs
         self._wants_norms = policy.learn is not None and "last_layer_if_any" in wanted
-        self._curve: NormCurve | None = None
-        self._trained = 0
+        self._trained = TrainedNorms()
         self._watch = Watch()
         self._draws: dict[str, Any] | None = None  # a restored generator's, until its device is met
 
@@ -107,11 +101,8 @@ class Chooser:
         None: 0. All are looked at until enough was seen to judge by, and while rows are drawn
         evenly, as few windows are then scored.
         """
-        self._trained += 1
         rules = self._policy.watch or Rules()
-        if self._trained <= rules.least or not self._watch.selecting:
-            return 1
-        return 0 if self._trained % EVERY else EVERY
+        return self._trained.count(first=rules.least, always=not self._watch.selecting)
 
     @property
     def rules(self) -> Rules | None:
@@ -159,17 +150,20 @@ class Chooser:
         losses, norms = scored.losses, scored.gradient_norms
         rows, usable = losses.shape[0], _count_finite(losses, norms)
         k = self._quota.take(rows if usable is None else usable)
-        self._look_at_broken(rows, usable)
+        self._barren.look(rows, usable)
         if k == 0:
             return None
         state, generator = self._prepare(losses)
         noise = (
             torch.empty_like(losses).normal_(generator=generator) if self._policy.noisy else None
         )
+        expected = None
+        if norms is None:
+            expected = self._trained.expected(losses if told is None else told)
         batch = LossBatch.of(
             losses,
             gradient_norms=norms,
-            expected_norms=self._expected(losses if told is None else told, norms),
+            expected_norms=expected,
             last_layer=scored.last_layer,
             all_finite=usable == rows,
             noise=noise,
@@ -216,13 +210,7 @@ class Chooser:
         Raises:
             ScoreError: nothing could be chosen from the last hundred windows.
         """
-        if self._barren >= _BARREN:
-            self._barren = 0
-            raise ScoreError(
-                f"none of the losses and gradients of the last {_BARREN} windows is finite, so "
-                "that nothing could be chosen; look whether the model's weights are, and go on "
-                "from a snapshot of before"
-            )
+        self._barren.require_finite()
 
     def hear(
         self,
@@ -272,10 +260,7 @@ class Chooser:
         if self._policy.learn is None or self._state is None:
             return
         self._state = self._policy.learn(self._state, feedback)
-        if feedback.gradient_norms is not None:
-            device = feedback.losses.device
-            curve = NormCurve.initial(device) if self._curve is None else self._curve.to(device)
-            self._curve = with_trained(curve, feedback)
+        self._trained.learn(feedback)
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the policy's state, the randomness and the count of rows."""
@@ -289,8 +274,7 @@ class Chooser:
             "window": None if self._window is None else self._window.clone(),
             "foreseen": self._foreseen,
             "watch": self._watch.state_dict(),
-            "curve": None if self._curve is None else self._curve.state_dict(),
-            "trained": self._trained,
+            "trained": self._trained.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
@@ -301,15 +285,7 @@ class Chooser:
         self._quota.load_state_dict(state["quota"])
         self._window, self._foreseen = state["window"], bool(state["foreseen"])
         self._watch = Watch.of_state(state["watch"])
-        curve, self._trained = state["curve"], int(state["trained"])
-        self._curve = None if curve is None else NormCurve.of_state(curve)
-
-    def _expected(self, losses: Tensor, norms: Tensor | None) -> Tensor | None:
-        """Give what gradient norms rows with such losses had, where they show none of their own."""
-        if norms is not None or self._curve is None or not self._curve.known:
-            return None
-        self._curve = self._curve.to(losses.device)
-        return expected_norms(self._curve, losses)
+        self._trained.load_state_dict(state["trained"])
 
     def _control(self, losses: Tensor, generator: torch.Generator) -> Tensor | None:
         """Draw the control arm: a share of the candidates, or all after a fall back."""
@@ -336,21 +312,6 @@ class Chooser:
             self._window = losses.new_full((_WINDOW,), torch.nan)
         seen = torch.where(torch.isfinite(losses), losses, torch.nan)
         self._window = torch.cat([self._window.to(losses.device), seen])[-_WINDOW:]
-
-    def _look_at_broken(self, rows: int, usable: int | None) -> None:
-        """Tell once of losses that are not finite, until all are again; count barren windows."""
-        if usable is None or usable == rows:
-            self._warned, self._barren = False, 0
-            return
-        self._barren = 0 if usable else self._barren + 1
-        if not self._warned:
-            self._warned = True
-            _log.warning(
-                "%s of the %d losses or gradients of a window are not finite; such rows are not "
-                "chosen, and adasel_samples_dropped_total counts them",
-                "all" if usable == 0 else rows - usable,
-                rows,
-            )
 
     def _tell(self, before: Watch, mean: float = math.nan) -> None:
         """Log a change of mind, with the numbers behind it."""

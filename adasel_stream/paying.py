@@ -121,7 +121,7 @@ class Watch:
         sums: faded sums of ours, even, and squared-weight sums of their products.
         recent: the same of few windows, as many as must have been seen before anything is decided.
         scales: smoothed even variances of last-layer gradients of candidates and of trained rows,
-            by which either is divided: they have different units, and both shrink as a model learns.
+            by which either is divided: their units differ, and both shrink as a model learns.
         level: smoothed mean loss of windows, its variance, and how many it knows; then the same of
             the control arm in windows that were not all scored, whose losses are of other rows.
         excess: cumulative sums of standardised losses above either mean.

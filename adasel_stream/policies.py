@@ -130,12 +130,12 @@ def auto(
     """Draw without bias by what is known of gradients, and fall back where that does not pay.
 
     Chances are proportional to what each method gives, and the mixture of methods follows the
-    variance of the gradient estimate: fresh gradient norms of the last layer where there are any,
-    those of trained rows elsewhere. Rows are laid out by where they pull the model, so that those that are drawn
-    represent the others (`draw.by_pull`). A control arm is drawn evenly, the gain over uniform is
-    estimated all along, and where its interval excludes a gain, where losses turn non-finite or
-    drift, or where the arithmetic says that it cannot pay, rows are drawn evenly until it is over
-    (`paying`).
+    variance of the gradient estimate: gradient norms of all candidates' last layer where there are
+    any, those of trained rows elsewhere. Rows are laid out by where they pull the model, so that
+    those that are drawn represent the others (`draw.by_pull`). A control arm is drawn evenly, the
+    gain over uniform is estimated all along, and where its interval excludes a gain, where losses
+    turn non-finite or drift, or where the arithmetic says that it cannot pay, rows are drawn evenly
+    until it is over (`paying`).
 
     Args:
         exploration: share of the draw that is even, in (0, 1]; weights are at most 1/exploration.

@@ -203,8 +203,8 @@ def _telling(score: Score) -> Score:
             told = True
             _log.warning(
                 "rows are chosen by what their losses say of gradients, which gains less than by "
-                "gradients of the last layer: pass model=, which score calls, or let score return Scored(losses, "
-                "residuals, features)"
+                "gradients of the last layer: pass model=, which score calls, or let score return "
+                "Scored(losses, residuals, features)"
             )
         return result
 

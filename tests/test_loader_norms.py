@@ -131,7 +131,7 @@ def test_what_the_mean_is_multiplied_with_does_not_matter(scale: float) -> None:
 
     def run(by: float) -> list[Any]:
         task = Regression(power=2)
-        loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("record"))
+        loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("score"))
         got = []
         for batch in islice(loader, 200):
             (by * loader.mean(task.losses(batch))).backward()  # type: ignore[no-untyped-call] # untyped in torch

@@ -63,7 +63,8 @@ def gradient_size(batch: LossBatch) -> Preference:
     """Draw in proportion to the gradient norm where it is known, or to what is expected of it.
 
     Without a last layer that is what rows with such losses had when they were trained on, and the
-    loss itself while too few were. The variance of an unbiased gradient estimate is least where chances follow gradient norms.
+    loss itself while too few were. The variance of an unbiased gradient estimate is least where
+    chances follow gradient norms.
 
     Source: Katharopoulos and Fleuret 2018, section 3.
 
