@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from adasel_stream.decoding import Decoding
     from adasel_stream.guarding import Guards
     from adasel_stream.loader import SelectingLoader
+    from adasel_stream.loss_batch import LossBatch, Preference
     from adasel_stream.policies import aligned, auto, paper, unbiased
     from adasel_stream.proxy import Proxy
     from adasel_stream.record import LossRecord, PendingLabels
     from adasel_stream.serving import LossFeed, LossWriter
     from adasel_stream.stopping import StopIndicator
-    from adasel_stream.types import LossBatch, Preference, Scored
+    from adasel_stream.types import Scored
 
 __all__ = [
     "Decoding",

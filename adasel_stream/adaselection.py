@@ -19,9 +19,10 @@ from torch import Tensor
 from adasel_stream.draw import Choose
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import Importances, picks
+from adasel_stream.loss_batch import LossBatch, Method, Preference
 from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.paying import Rules
-from adasel_stream.types import LossBatch, Method, Preference, Selection, State
+from adasel_stream.selection import Selection, State
 from adasel_stream.updates import Learn, Update, mixed
 
 __all__ = [

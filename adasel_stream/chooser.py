@@ -15,12 +15,14 @@ from adasel_stream.adaselection import Policy, step
 from adasel_stream.barren import BarrenWindows
 from adasel_stream.buffer import kept_at
 from adasel_stream.draw import dealt
+from adasel_stream.loss_batch import Bounds, LossBatch, Method
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
 from adasel_stream.quota import Quota
+from adasel_stream.selection import Feedback, Selection, State
 from adasel_stream.telling import switch
 from adasel_stream.trained import TrainedNorms
-from adasel_stream.types import Bounds, Feedback, LossBatch, Method, Scored, Selection, State
+from adasel_stream.types import Scored
 
 __all__ = ["Chooser"]
 

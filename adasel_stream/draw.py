@@ -16,8 +16,8 @@ from torch import Tensor
 from adasel_stream.filling import inclusions, resized
 from adasel_stream.guards import bounded, bounded_scores
 from adasel_stream.last_layer import mean_gradient
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.ranking import ascending, top_k
-from adasel_stream.types import LossBatch
 
 __all__ = [
     "Choose",

@@ -26,7 +26,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from adasel_stream.types import Feedback
+from adasel_stream.selection import Feedback
 
 __all__ = ["NormCurve", "expected_norms", "with_trained"]
 

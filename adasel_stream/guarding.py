@@ -14,10 +14,11 @@ from torch import Tensor
 from adasel_stream.arguments import integer, number
 from adasel_stream.errors import BatchError
 from adasel_stream.guards import top_loss
+from adasel_stream.loss_batch import Bounds, LossBatch
 from adasel_stream.repeats import Repeats
-from adasel_stream.types import Batch, Bounds, LossBatch
+from adasel_stream.types import Batch
 
-__all__ = ["Guarding", "Guards"]
+__all__ = ["Guarding", "Guards", "guarding_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +117,40 @@ class Guards:
         return {**shares, "slices": dict(self.promised)}
 
 
+def guarding_for(
+    guards: Guards | None, sampling_rate: float, *, recorded: bool
+) -> "Guarding | None":
+    """Set guards to work, and say what cannot have an effect at this rate.
+
+    Args:
+        guards: what was declared, or None for nothing.
+        sampling_rate: share of candidates that is chosen, in (0, 1].
+        recorded: whether a record tells instances apart.
+
+    Raises:
+        ValueError: repeats are to be counted and there is no record.
+
+    >>> guarding_for(None, 0.2, recorded=False) is None
+    True
+    """
+    if guards is None:
+        return None
+    if guards.repeats is not None and not recorded:
+        raise ValueError(
+            "guards.repeats needs record= and ids=, which tell instances apart; leave it out, or "
+            "pass both"
+        )
+    if guards.cap < 1 and guards.repeats is None and guards.cap * sampling_rate >= guards.tail:
+        _log.warning(
+            "guards: cap=%g cannot bind at sampling_rate=%g, since %.3g of the candidates may be "
+            "chosen rows of the tail, which are %g of them; raise tail above that, or lower cap "
+            "below %.3g",
+            *(guards.cap, sampling_rate, guards.cap * sampling_rate, guards.tail),
+            guards.tail / sampling_rate,
+        )
+    return Guarding(guards)
+
+
 class Guarding:
     """Guards at work.
 
@@ -130,18 +165,6 @@ class Guarding:
     def __init__(self, guards: Guards) -> None:
         self.guards = guards
         self.repeats = None if guards.repeats is None else Repeats()
-
-    def warn(self, sampling_rate: float) -> None:
-        """Say what cannot have an effect at this rate."""
-        own = self.guards
-        if own.cap < 1 and own.repeats is None and own.cap * sampling_rate >= own.tail:
-            _log.warning(
-                "guards: cap=%g cannot bind at sampling_rate=%g, since %.3g of the candidates may "
-                "be chosen rows of the tail, which are %g of them; raise tail above that, or lower "
-                "cap below %.3g",
-                *(own.cap, sampling_rate, own.cap * sampling_rate, own.tail),
-                own.tail / sampling_rate,
-            )
 
     def held_to(
         self, batch: Batch, ids: npt.NDArray[np.int64] | None, rows: int, device: torch.device

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adasel_stream.filling import SMALLEST_REST, resized
-from adasel_stream.types import Bounds
+from adasel_stream.loss_batch import Bounds
 
 __all__ = ["bounded", "bounded_scores", "top_loss"]
 

@@ -12,8 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.ranking import top_k
-from adasel_stream.types import LossBatch, Preference
 
 __all__ = ["Importances", "chances", "picks", "proportional", "rank", "softmax", "vote"]
 

@@ -20,7 +20,8 @@ import torch
 from adasel_stream import methods as candidate
 from adasel_stream.filling import inclusions
 from adasel_stream.importances import RANK_SHARPNESS
-from adasel_stream.types import LossBatch, Method, Selection, State
+from adasel_stream.loss_batch import LossBatch, Method
+from adasel_stream.selection import Selection, State
 from adasel_stream.updates import mixed_on_host
 
 __all__ = ["unbiased_by_ranks"]

@@ -18,7 +18,7 @@ from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting, is_judged
 from adasel_stream.rows import Leaves
-from adasel_stream.types import Feedback, Selection
+from adasel_stream.selection import Feedback, Selection
 
 __all__ = ["Learning", "remembered"]
 

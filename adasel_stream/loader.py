@@ -18,9 +18,10 @@ from adasel_stream.costs import Cost, cost_of, tell
 from adasel_stream.decoding import Decoding, decoder_for
 from adasel_stream.emitted import Emissions, Emitted, check_losses, weighted_mean
 from adasel_stream.errors import AdaselError
-from adasel_stream.guarding import Guarding, Guards
+from adasel_stream.guarding import Guards, guarding_for
 from adasel_stream.known import KnownLosses
 from adasel_stream.lookups import lookups_for, reference_for
+from adasel_stream.loss_batch import Method
 from adasel_stream.methods import check_recorded, last_layer_for, needs, resolve_methods
 from adasel_stream.metrics import Metrics
 from adasel_stream.paying import Gain
@@ -32,7 +33,7 @@ from adasel_stream.scorers import Score, scorer_for
 from adasel_stream.selector import Selector
 from adasel_stream.serving import LossFeed
 from adasel_stream.stopping import StopIndicator
-from adasel_stream.types import Batch, Ids, Method, Sample
+from adasel_stream.types import Batch, Ids, Sample
 from adasel_stream.windows import gather, window_of
 
 __all__ = ["SelectingLoader"]
@@ -121,16 +122,11 @@ class SelectingLoader:
         rule = resolve_policy(policy)
         named = resolve_methods(rule.methods if methods is None else methods)
         wanted = needs(named) | rule.needs
-        if reference is not None and "reference" not in wanted:
-            raise ValueError(
-                f"reference= is given, and none of the methods {list(named)} looks at it; pass "
-                "methods= with 'reducible_loss', or leave it out"
-            )
-        check_recorded(named, record is not None)
-        last_layer = last_layer_for(wanted, record is not None)
-        bare = isinstance(score, Proxy) or (model is None and record is not None)
-        if last_layer == "if any" and bare:  # nobody expects one, and a proxy's is not the model's
-            last_layer = False
+        references = reference_for(reference, ids, wanted)
+        proxy, recorded = isinstance(score, Proxy), record is not None
+        check_recorded(named, recorded)
+        bare = proxy or (recorded and model is None)  # a proxy's last layer is not the model's
+        last_layer = last_layer_for(wanted, recorded, bare=bare)
         scorer = scorer_for(score, model, autocast=autocast, last_layer=last_layer)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
         watched = StopIndicator() if stop is None else stop
@@ -142,24 +138,16 @@ class SelectingLoader:
             metrics, list(named), () if guards is None else guards.names, sampling_rate, rule.name
         )
         lookups = lookups_for(record, ids, labels, serving)
-        if guards is not None and guards.repeats is not None and lookups is None:
-            raise ValueError(
-                "guards.repeats needs record= and ids=, which tell instances apart; leave it out, "
-                "or pass both"
-            )
         home = None if device is None else usable(device)
-        guarding = None if guards is None else Guarding(guards)
-        if guarding is not None:
-            guarding.warn(sampling_rate)
         self._decoder = decoder_for(decode, source, home, self.metrics.decode_rows)
         self._selector = Selector(
-            KnownLosses(scorer, lookups, self._decoder, reference_for(reference, ids, wanted)),
+            KnownLosses(scorer, lookups, self._decoder, references),
             chooser,
             batch_size=batch_size,
             device=home,
             decoder=self._decoder,
             stop=watched,
-            guarding=guarding,
+            guarding=guarding_for(guards, sampling_rate, recorded=recorded),
             proxy=ProxyWatch(score.floor) if isinstance(score, Proxy) else None,
             metrics=self.metrics,
         )
@@ -172,18 +160,15 @@ class SelectingLoader:
             "guards": None if guards is None else guards.settings,
             "proxy": score.floor if isinstance(score, Proxy) else None,
             "stop": watched.settings,
-            "record": record is not None,
+            "record": recorded,
         }
-        proxy = isinstance(score, Proxy)
         forward = score is not None and not proxy
-        cost = cost_of(sampling_rate, forward=forward, record=record is not None, proxy=proxy)
+        cost = cost_of(sampling_rate, forward=forward, record=recorded, proxy=proxy)
         if not cost.pays and chooser.rules is not None:
             chooser.give_up()
             self.metrics.observe_watch("", chooser.watch, chooser.gain)
         self._untold: Cost | None = cost
-        self._emissions = Emissions(
-            weighed=not rule.noisy or record is not None or isinstance(score, Proxy)
-        )
+        self._emissions = Emissions(weighed=not rule.noisy or recorded or proxy)
         self._step_began_s: float | None = None
         self._pass: object = None
         self._over = False

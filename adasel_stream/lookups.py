@@ -72,11 +72,12 @@ def reference_for(
 
     Raises:
         TypeError: reference is neither.
-        ValueError: a record without ids, or methods that need what is not there.
+        ValueError: a record without ids, methods that need what is not there, or none that looks
+            at what is.
 
     >>> known = LossRecord(capacity=10)
     >>> known.update(np.array([7]), np.array([0.5]))
-    >>> reference_for(known, "id", frozenset())({"id": np.array([7, 8])})
+    >>> reference_for(known, "id", frozenset({"reference"}))({"id": np.array([7, 8])})
     tensor([0.5000,    nan])
     """
     if reference is None:
@@ -86,6 +87,11 @@ def reference_for(
                 "reference model, or a LossRecord of them"
             )
         return None
+    if "reference" not in wanted:
+        raise ValueError(
+            "reference= is given, and none of the methods looks at it; pass methods= with "
+            "'reducible_loss', or leave it out"
+        )
     if callable(reference):
         return reference
     if not isinstance(reference, LossRecord):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adasel_stream import related_methods as related
 from adasel_stream.errors import MethodError
-from adasel_stream.types import LossBatch, Method, Preference
+from adasel_stream.loss_batch import LossBatch, Method, Preference
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -265,12 +265,15 @@ def check_recorded(methods: Mapping[str, Method], recorded: bool) -> None:
         )
 
 
-def last_layer_for(wanted: frozenset[str], recorded: bool) -> bool | Literal["if any"]:
+def last_layer_for(
+    wanted: frozenset[str], recorded: bool, *, bare: bool = False
+) -> bool | Literal["if any"]:
     """Say whether a forward pass has to capture the last layer.
 
     Args:
         wanted: what `needs` gave.
         recorded: whether a record spares known rows that pass.
+        bare: whether nobody expects one, so that it is left where it is not needed.
 
     Raises:
         ValueError: the last layer is needed of every row, and a record would spare some.
@@ -285,7 +288,7 @@ def last_layer_for(wanted: frozenset[str], recorded: bool) -> bool | Literal["if
                 "pass of every row and record= skips it for known rows; leave one of them out"
             )
         return True
-    return "if any" if "last_layer_if_any" in wanted else False
+    return "if any" if "last_layer_if_any" in wanted and not bare else False
 
 
 def _checked(name: str, method: Method) -> str:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from adasel_stream.draw import by_pull, compared
+from adasel_stream.loss_batch import LossBatch, Method, Preference
 from adasel_stream.methods import METHODS
-from adasel_stream.types import LossBatch, Method, Preference, Selection, State
+from adasel_stream.selection import Selection, State
 from adasel_stream.updates import EVERY, FORGETTING, LARGEST_GAIN, RATE, mixed_on_host
 
 __all__ = ["auto_in_proportion"]

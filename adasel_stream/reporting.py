@@ -16,8 +16,8 @@ from adasel_stream.judged import Judged
 from adasel_stream.late import Late
 from adasel_stream.lookups import Lookups
 from adasel_stream.metrics import Metrics
+from adasel_stream.selection import Selection
 from adasel_stream.stopping import StopIndicator
-from adasel_stream.types import Selection
 
 __all__ = ["Reporting", "is_judged"]
 

@@ -19,6 +19,7 @@ from adasel_stream.known import KnownLosses
 from adasel_stream.late import Late
 from adasel_stream.learning import Learning, remembered
 from adasel_stream.lookups import Int64s
+from adasel_stream.loss_batch import Bounds, LossBatch
 from adasel_stream.metrics import Metrics
 from adasel_stream.outgoing import Outgoing
 from adasel_stream.paying import Gain
@@ -26,8 +27,9 @@ from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting
 from adasel_stream.rows import Leaves, bytes_of, joined_rows, row_count
+from adasel_stream.selection import Selection
 from adasel_stream.stopping import StopIndicator
-from adasel_stream.types import Batch, Bounds, Ids, LossBatch, Selection
+from adasel_stream.types import Batch, Ids
 
 __all__ = ["Selector"]
 

@@ -41,9 +41,9 @@ from typing import Any, Final
 import numpy as np
 
 from adasel_stream.arguments import number
+from adasel_stream.loss_batch import LARGEST_LOSS
 from adasel_stream.paying import Gain
 from adasel_stream.trend import error_of, normal, student, trend_of
-from adasel_stream.types import LARGEST_LOSS
 
 __all__ = ["StopIndicator"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from adasel_stream.expected_norms import NormCurve, expected_norms, with_trained
-from adasel_stream.types import Feedback
+from adasel_stream.selection import Feedback
 from adasel_stream.updates import EVERY
 
 __all__ = ["TrainedNorms"]

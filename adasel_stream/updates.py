@@ -18,7 +18,8 @@ from torch import Tensor
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import picks
 from adasel_stream.last_layer import cosine, mean_gradients
-from adasel_stream.types import Feedback, LossBatch, Preference, State
+from adasel_stream.loss_batch import LossBatch, Preference
+from adasel_stream.selection import Feedback, State
 
 __all__ = [
     "Learn",

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from adasel_stream import SelectingLoader
 from adasel_stream.adaselection import step
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import DEFAULT_METHODS, resolve_methods
 from adasel_stream.policies import unbiased
-from adasel_stream.types import LossBatch, State
+from adasel_stream.selection import State
 
 ROWS, RATE, REPEATS, LOOPS = 1024, 0.3, 15, 200
 

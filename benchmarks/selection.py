@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from adasel_stream.adaselection import step
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import DEFAULT_METHODS, resolve_methods
 from adasel_stream.policies import unbiased
-from adasel_stream.types import LossBatch, State
+from adasel_stream.selection import State
 
 TARGETS = {128: 10.0, 1024: 5.0, 8192: 3.0, 65536: 2.0}
 REPEATS = 15

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.methods import METHODS
-from adasel_stream.types import LossBatch, Preference
 from tests import reference
 from tests.strategies import RTOL, Array, Case, ours
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from adasel_stream.last_layer import LastLayer, gradient_norms
-from adasel_stream.types import LossBatch
+from adasel_stream.loss_batch import LossBatch
 from tests import reference
 from tests.candidates import generator
 from tests.related_reference import Company

@@ -13,8 +13,9 @@ from adasel_stream import importances, policies
 from adasel_stream.adaselection import Policy, curriculum, log_scores, step
 from adasel_stream.draw import top
 from adasel_stream.errors import MethodError
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import resolve_methods
-from adasel_stream.types import LossBatch, Selection, State
+from adasel_stream.selection import Selection, State
 from tests import reference
 from tests.candidates import DTYPES, close, finite_part, generator, of_vector, offered
 from tests.strategies import (

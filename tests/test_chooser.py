@@ -8,9 +8,11 @@ from torch import Tensor
 from adasel_stream.adaselection import step
 from adasel_stream.chooser import Chooser
 from adasel_stream.errors import MethodError
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import resolve_methods
 from adasel_stream.policies import paper, resolve_policy, unbiased
-from adasel_stream.types import Feedback, LossBatch, Scored, Selection, State
+from adasel_stream.selection import Feedback, Selection, State
+from adasel_stream.types import Scored
 
 METHODS = ["uniform", "big_loss", "small_loss"]
 policies = pytest.mark.parametrize("policy", ["unbiased", "paper"])

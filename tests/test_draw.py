@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adasel_stream import draw
 from adasel_stream.filling import inclusions
-from adasel_stream.types import LossBatch
+from adasel_stream.loss_batch import LossBatch
 from tests import reference
 from tests.candidates import DTYPES, generator, tolerance
 from tests.strategies import VECTORS, Array, proposals, rows_of, seeds, tame_losses

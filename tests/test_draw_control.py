@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adasel_stream import draw
 from adasel_stream.last_layer import LastLayer, gradient_norms, mean_gradient
-from adasel_stream.types import Bounds, LossBatch
+from adasel_stream.loss_batch import Bounds, LossBatch
 from tests.candidates import generator
 
 

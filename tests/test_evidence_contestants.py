@@ -11,9 +11,10 @@ import torch
 import benchmarks.evidence
 from adasel_stream.adaselection import step
 from adasel_stream.last_layer import LastLayer
+from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.methods import METHODS
 from adasel_stream.policies import POLICIES
-from adasel_stream.types import LossBatch, Preference, State
+from adasel_stream.selection import State
 from benchmarks.evidence.contestants import CHANCES, CONTESTANTS, PAPER_METHODS
 from benchmarks.evidence.quick import GRID, ORDERINGS, judge
 from benchmarks.evidence.rules import RULES

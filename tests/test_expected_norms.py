@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adasel_stream.expected_norms import NormCurve, expected_norms, with_trained
-from adasel_stream.types import Feedback
+from adasel_stream.selection import Feedback
 from tests.candidates import generator
 
 B = 64

@@ -13,7 +13,7 @@ from adasel_stream.draw import systematic
 from adasel_stream.errors import BatchError
 from adasel_stream.filling import inclusions
 from adasel_stream.guards import bounded, bounded_scores, top_loss
-from adasel_stream.types import Bounds
+from adasel_stream.loss_batch import Bounds
 from tests.candidates import generator
 from tests.streams import Rows, Stream, loss
 

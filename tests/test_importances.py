@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from adasel_stream import importances
 from adasel_stream.adaselection import expected_losses, log_scores, picked_losses
 from adasel_stream.draw import top
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import DEFAULT_METHODS
-from adasel_stream.types import LossBatch
 from tests import reference
 from tests.candidates import (
     DTYPES,

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from adasel_stream import policies
 from adasel_stream.adaselection import step
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import DEFAULT_METHODS, resolve_methods
-from adasel_stream.types import LossBatch, Selection, State
+from adasel_stream.selection import Selection, State
 from tests.candidates import DTYPES, generator, tolerance
 from tests.strategies import Array, distinct_losses, finite_losses, seeds, tame_losses
 

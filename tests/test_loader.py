@@ -13,10 +13,10 @@ from torch import Tensor
 
 from adasel_stream import LossRecord, SelectingLoader, paper, unbiased
 from adasel_stream.errors import AdaselError
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import METHODS, NEEDS
 from adasel_stream.metrics import Metrics
 from adasel_stream.quota import half_up
-from adasel_stream.types import LossBatch
 from tests.strategies import rates
 from tests.streams import Stream, loader_over, loss
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import picks
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import (
     DEFAULT_METHODS,
     METHODS,
@@ -19,7 +20,6 @@ from adasel_stream.methods import (
     needs,
     resolve_methods,
 )
-from adasel_stream.types import LossBatch
 from tests import reference
 from tests.candidates import (
     DTYPES,

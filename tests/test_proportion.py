@@ -10,8 +10,9 @@ from torch import Tensor
 from adasel_stream import policies
 from adasel_stream.adaselection import step
 from adasel_stream.last_layer import LastLayer, gradient_norms
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.methods import resolve_methods
-from adasel_stream.types import LossBatch, Selection, State
+from adasel_stream.selection import Selection, State
 from tests.candidates import generator
 from tests.strategies import Array, finite_losses, seeds
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adasel_stream.importances import picks
-from adasel_stream.types import LossBatch
+from adasel_stream.loss_batch import LossBatch
 from tests import reference, related_reference
 from tests.candidates import DTYPES, offered, preference_of
 from tests.strategies import Array, any_losses, rows_of

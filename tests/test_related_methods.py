@@ -14,9 +14,9 @@ from adasel_stream import importances
 from adasel_stream.errors import MethodError
 from adasel_stream.importances import picks
 from adasel_stream.last_layer import LastLayer
+from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.methods import METHODS, NEEDS, resolve_methods
 from adasel_stream.related_methods import selective_backprop_with
-from adasel_stream.types import LossBatch, Preference
 from tests import reference, related_reference
 from tests.candidates import DTYPES, preference_of, ranks_of, tolerance
 from tests.related_candidates import company, scale_of, told

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adasel_stream.last_layer import LastLayer, gradient_norms
-from adasel_stream.types import Feedback, LossBatch, Preference, State
+from adasel_stream.loss_batch import LossBatch, Preference
+from adasel_stream.selection import Feedback, State
 from adasel_stream.updates import (
     EVERY,
     Learn,

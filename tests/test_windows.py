@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adasel_stream import SelectingLoader, known, passes, windows
-from adasel_stream.types import LossBatch
+from adasel_stream.loss_batch import LossBatch
 from adasel_stream.windows import window_of
 from tests.streams import Rows, Stream, batches, loss
 

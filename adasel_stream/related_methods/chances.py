@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from adasel_stream.loss_batch import LossBatch, Method, Preference
 from adasel_stream.related_methods.columns import told_by, usable_rows
-from adasel_stream.types import LossBatch, Method, Preference
 
 __all__ = [
     "gradient_size",

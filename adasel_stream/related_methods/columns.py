@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from adasel_stream.types import LARGEST_LOSS, LossBatch
+from adasel_stream.loss_batch import LARGEST_LOSS, LossBatch
 
 __all__ = ["told_by", "usable_rows"]
 

@@ -5,8 +5,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.related_methods.columns import usable_rows
-from adasel_stream.types import LossBatch, Preference
 
 __all__ = ["one_backward"]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from adasel_stream.errors import MethodError
+from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.related_methods.columns import told_by, usable_rows
-from adasel_stream.types import LossBatch, Preference
 
 __all__ = ["alignment", "reducible_loss"]
 
