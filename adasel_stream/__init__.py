@@ -53,12 +53,13 @@ _HOMES = {
     "decoding": ("Decoding",),
     "guarding": ("Guards",),
     "loader": ("SelectingLoader",),
+    "loss_batch": ("LossBatch", "Preference"),
     "policies": ("aligned", "auto", "paper", "unbiased"),
     "proxy": ("Proxy",),
     "record": ("LossRecord", "PendingLabels"),
     "serving": ("LossFeed", "LossWriter"),
     "stopping": ("StopIndicator",),
-    "types": ("LossBatch", "Preference", "Scored"),
+    "types": ("Scored",),
 }
 
 

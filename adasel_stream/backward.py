@@ -23,6 +23,9 @@ _NEAREST: Final = 4
 """So many layers are listened to, those nearest to the losses: what has parameters last, such as a
 temperature, need not have an output for each row."""
 
+_PRODUCTS: Final = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution")
+"""Beyond layers that are products of matrices none is looked for."""
+
 _SEARCHED: Final = 256
 """Nodes of the graph that are looked at to find them."""
 
@@ -94,6 +97,8 @@ def _layers(losses: Tensor) -> list[tuple[Node, int]]:
         behind = _behind(node)
         if any(_is_of_parameters(one) for one, _ in behind):
             found.append((node, output))
+            if node.name().startswith(_PRODUCTS):
+                break
         edges += behind
     return found
 

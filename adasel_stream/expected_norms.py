@@ -45,6 +45,9 @@ _FORGETTING: Final = 0.005
 _LEAST: Final = 100
 """From fewer rows nothing is concluded."""
 
+_MOST: Final = 256
+"""Of a larger batch about so many rows are looked at, evenly spread over it."""
+
 _BORROWED: Final = 16.0
 """A class that has seen so many rows believes itself and its neighbours alike."""
 
@@ -59,6 +62,7 @@ class NormCurve:
         squares: faded sums of squared gradient norms, shape (K,).
         norms: what is expected, shape (K,).
         steps: what more the next class expects, shape (K,).
+        near: how much classes believe each other, shape (K, K); it never changes.
     """
 
     seen: int
@@ -66,12 +70,16 @@ class NormCurve:
     squares: Tensor
     norms: Tensor
     steps: Tensor
+    near: Tensor
 
     @classmethod
-    def of(cls, seen: int, rows: Tensor, squares: Tensor) -> "NormCurve":
+    def of(
+        cls, seen: int, rows: Tensor, squares: Tensor, near: Tensor | None = None
+    ) -> "NormCurve":
         """Conclude what is expected from what was seen."""
-        norms = _believed(rows, squares)
-        return cls(seen, rows, squares, norms, norms.diff(append=norms[-1:]))
+        near = _nearness(rows.device) if near is None else near
+        norms = _believed(rows, squares, near)
+        return cls(seen, rows, squares, norms, norms.diff(append=norms[-1:]), near)
 
     @classmethod
     def initial(cls, device: torch.device | None = None) -> "NormCurve":
@@ -111,15 +119,17 @@ def with_trained(curve: NormCurve, feedback: Feedback) -> NormCurve:
         curve: what was known before.
         feedback: B rows.
     """
-    norms, losses, valid = feedback.gradient_norms, feedback.chosen_by, feedback.valid
-    assert norms is not None
-    assert losses is not None
+    assert feedback.gradient_norms is not None
+    assert feedback.chosen_by is not None
+    each = -(-len(feedback.losses) // _MOST)
+    columns = (feedback.gradient_norms, feedback.chosen_by, feedback.valid)
+    norms, losses, valid = (column[::each] for column in columns)
     away = (_places(losses)[:, None] - _classes(losses.device)).abs()
     shares = (1 - away).clamp(min=0) * valid[:, None]
     new = torch.stack([valid.float(), torch.where(valid, norms, 0.0).square()]) @ shares
     keep = 1 - _FORGETTING * feedback.batches
     rows, squares = torch.stack([curve.rows, curve.squares]) * keep + new
-    return NormCurve.of(curve.seen + len(losses), rows, squares)
+    return NormCurve.of(curve.seen + len(losses), rows, squares, curve.near)
 
 
 def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
@@ -140,11 +150,11 @@ def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
     return curve.norms[below].addcmul(curve.steps[below], place - below)
 
 
-def _believed(rows: Tensor, squares: Tensor) -> Tensor:
+def _believed(rows: Tensor, squares: Tensor, near: Tensor) -> Tensor:
     """Give what each class expects: from its own rows as far as there are, else from others'."""
     total = squares.sum() / rows.sum().clamp(min=1)
     known, own = torch.stack([rows, squares]) / (rows + _BORROWED)
-    near_known, near_own = torch.stack([known, own]) @ _nearness(rows.device)
+    near_known, near_own = torch.stack([known, own]) @ near
     borrowed = torch.where(near_known > 0, near_own / near_known, total)
     norms: Tensor = (own + (1 - known) * borrowed).sqrt()
     return norms
