@@ -1,157 +1,261 @@
 """Gradients of trained rows, from the backward pass that trains on them.
 
-Who trains differentiates losses anyway. On its way the pass meets the output of the last layer with
-parameters, and a hook there sees each row's gradient, times what the row weighs. That takes no
-model, and no pass or graph of its own: a norm a batch is all it costs.
+Who trains differentiates losses anyway. On its way the pass meets the outputs of the last layers,
+and hooks there see each row's gradient e, times what the pass multiplies the row's loss with; the
+layers' inputs h are known as well. So ‖e‖·‖[h, 1]‖, the norm of the row's gradient in such a layer,
+takes no model, and no pass or graph of its own.
 
-Source: Katharopoulos and Fleuret 2018, section 3.2, whose bound of a row's gradient norm is that of
-the loss's gradient in the last layer's output, up to a factor that rows share.
+Nothing here raises into a trainer's pass, waits for a device, or outlives the graph.
+
+Source: Katharopoulos and Fleuret 2018, section 3.2.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 __all__ = ["watch_norms"]
 
-_NEAREST: Final = 4
-"""So many layers are listened to, those nearest to the losses: what has parameters last, such as a
-temperature, need not have an output for each row."""
+_log = logging.getLogger(__name__)
 
-_PRODUCTS: Final = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution")
-"""Beyond layers that are products of matrices none is looked for."""
+_PRODUCTS: Final = ("Addmm", "Mm", "Mv", "Convolution")
+"""Operations that are layers by themselves, whatever else comes after them."""
 
-_SEARCHED: Final = 256
-"""Nodes of the graph that are looked at to find them."""
+_VIEWS: Final = ("View", "UnsafeView", "Reshape")
+"""What gives the output of a layer its rows back, where its input was flattened for it."""
 
 _LOOKUPS: Final = ("Embedding", "Index", "Gather")
+"""Operations that give rows of a parameter, not a parameter."""
+
+_INPUTS: Final = ("_raw_saved_mat1", "_raw_saved_self")
+"""Where products keep their input for their own gradient."""
+
+_NEAREST: Final = 8
+"""So many layers are listened to, those nearest to the losses."""
+
+_SEARCHED: Final = 128
+"""Nodes of the graph that are looked at to find them."""
 
 _BETWEEN: Final = 8
 """Nodes that may lie between a layer and its parameters, such as casts and views."""
 
 
-def watch_norms(
-    losses: Tensor, mean: Tensor, weights: Tensor, tell: Callable[[Tensor | None], None]
-) -> bool:
+_Edge: TypeAlias = tuple[Node, int]
+"""An operation, and which of its outputs."""
+
+
+class _Layer(NamedTuple):
+    """An operation with parameters: the node whose output has its rows, and which output it is."""
+
+    node: Node
+    output: int
+    operation: Node
+
+    @property
+    def is_product(self) -> bool:
+        return self.operation.name().startswith(_PRODUCTS)
+
+    @property
+    def may_give_one_number(self) -> bool:
+        """Whether it is a layer even if it gives one number a row: products, also with data."""
+        return self.is_product or any(one is None for one, _ in self.operation.next_functions)
+
+
+def watch_norms(losses: Tensor, tell: Callable[[Tensor | None], None]) -> bool:
     """Hear from a backward pass how large the gradient of each loss is.
 
     Args:
-        losses: of B rows, shape (B,), with their graph.
-        mean: their weighted mean, shape (), which the pass is of, or of a multiple.
-        weights: of the losses in that mean, shape (B,); 0 marks a slot that no row fills.
-        tell: called once, in the pass, with the norm of each loss's gradient in the output of the
-            last layer, shape (B,), float32, NaN for empty slots; tokens of a sequence count as one
-            vector. With None where no layer has an output for each row.
+        losses: of B rows, shape (B,), with their graph; the pass may be of anything made of them.
+        tell: called once, in the pass, with a norm for each row, shape (B,), float32: over the last
+            layers, all heads together, of ‖e‖·‖[h, 1]‖, or ‖e‖ where the input is not at hand;
+            tokens of a sequence are summed over. NaN where the pass is not of a row. With
+            None where no layer has an output for each row.
 
     Returns:
         whether there is any layer; if not, `tell` is never called.
 
     >>> layer = torch.nn.Linear(3, 1)
-    >>> losses, weights = layer(torch.ones(2, 3)).squeeze(1).abs(), torch.tensor([0.5, 1.5])
-    >>> mean = (losses * weights).mean()
-    >>> watch_norms(losses, mean, weights, print)
+    >>> losses = layer(torch.ones(2, 3)).squeeze(1).abs()
+    >>> watch_norms(losses, print)
     True
-    >>> (16 * mean).backward()
-    tensor([1., 1.])
+    >>> (losses * torch.tensor([8.0, 3.0])).mean().backward()
+    tensor([2., 2.])
     """
     layers = _layers(losses)
-    rows, waiting, factor = len(losses), len(layers), list[Tensor]()
-
-    def hear(output: int, one_number: bool, gradients: Sequence[Tensor | None]) -> None:
-        nonlocal waiting
-        if waiting == 0:
-            return
-        gradient = gradients[output]
-        norms = None if gradient is None else _norms(gradient.detach(), rows, one_number)
-        waiting = 0 if norms is not None else waiting - 1
-        if norms is not None:
-            tell(norms / _shares(weights, factor, norms.device))
-        elif waiting == 0:
-            tell(None)
-
-    if layers:  # a trainer may scale the mean: by what it accumulates, by autocast's scaler
-        mean.register_hook(factor.append)  # type: ignore[no-untyped-call] # untyped in torch
-    for node, output in layers:
-        node.register_prehook(partial(hear, output, _may_give_one_number(node)))
+    if layers:
+        ear = _Ear(len(losses), len(layers), tell)
+        losses.register_hook(ear.begin)  # type: ignore[no-untyped-call] # untyped in torch
+        for layer in layers:
+            sizes = _input_sizes(layer.operation) if layer.is_product else None
+            layer.node.register_prehook(
+                partial(ear.hear, layer.output, layer.is_product, layer.may_give_one_number, sizes)
+            )
     return bool(layers)
 
 
-def _layers(losses: Tensor) -> list[tuple[Node, int]]:
-    """Find the operations with parameters nearest to the losses, and which output leads there.
+class _Ear:
+    """What is heard of one batch; it holds no part of the graph, which holds it.
 
-    Not that which gives the losses themselves, whose gradients are all alike.
+    Args:
+        rows: B.
+        layers: how many will speak.
+        tell: called with the norms, or None, when all have.
+    """
+
+    def __init__(self, rows: int, layers: int, tell: Callable[[Tensor | None], None]) -> None:
+        self._rows = rows
+        self._waiting = layers
+        self._tell = tell
+        self._factors: Tensor | None = None
+        self._of_products: list[Tensor] = []
+        self._of_others: list[Tensor] = []
+
+    def begin(self, factors: Tensor) -> None:
+        """Hear what a pass multiplies each loss with, shape (B,)."""
+        self._factors = factors.detach()
+
+    def hear(
+        self,
+        output: int,
+        is_product: bool,
+        one_number: bool,
+        sizes: Tensor | None,
+        gradients: Sequence[Tensor | None],
+    ) -> None:
+        """Hear the gradient in a layer's output, and tell when it was the last layer.
+
+        Args:
+            output: which of the node's outputs it is.
+            is_product: whether the layer is one by itself.
+            one_number: whether its output may have one number for each row.
+            sizes: norms of its input, shape (B,) or (B·T,), or None where they are not known.
+            gradients: of the losses, times their factors, in the node's outputs.
+        """
+        if self._waiting == 0:
+            return
+        self._waiting -= 1
+        gradient = gradients[output]
+        try:
+            if gradient is not None and self._factors is not None:
+                with torch.autocast(gradient.device.type, enabled=False):
+                    norms = _norms(gradient.detach(), self._rows, sizes, one_number=one_number)
+                    if norms is not None:
+                        norms = norms / self._factors.to(norms).abs()
+                        (self._of_products if is_product else self._of_others).append(norms)
+        except Exception:  # tensors of other kinds: a trainer's pass must not end for this
+            _log.debug("a layer's gradient cannot be read", exc_info=True)
+        if self._waiting == 0:
+            self._end()
+
+    def _end(self) -> None:
+        heard = self._of_products or self._of_others[:1]
+        self._of_products, self._of_others, self._factors = [], [], None
+        together = torch.stack([one.square() for one in heard]).sum(0).sqrt() if heard else None
+        self._tell(heard[0] if len(heard) == 1 else together)
+
+
+def _layers(losses: Tensor) -> list[_Layer]:
+    """Find the operations with parameters nearest to the losses, none of them behind a product.
+
+    Not what gives the losses themselves, whose gradients are all alike.
     """
     if losses.grad_fn is None:
         return []
-    found, edges, seen = list[tuple[Node, int]](), deque(_behind(losses.grad_fn)), set[Node]()
-    while edges and len(found) < _NEAREST and len(seen) < _SEARCHED:
-        node, output = edges.popleft()
-        if node in seen or _is_of_parameters(node):
+    rows, found, seen = len(losses), list[_Layer](), {losses.grad_fn}
+    ways = deque[tuple[_Edge, _Edge | None]]((way, None) for way in _behind(losses.grad_fn))
+    while ways and len(found) < _NEAREST and len(seen) < _SEARCHED:
+        (node, output), view = ways.popleft()
+        if node in seen or _is_of_parameters(node, rows):
             continue
         seen.add(node)
         behind = _behind(node)
-        if any(_is_of_parameters(one) for one, _ in behind):
-            found.append((node, output))
-            if node.name().startswith(_PRODUCTS):
-                break
-        edges += behind
+        if any(_is_of_parameters(one, rows) for one, _ in behind):
+            place = (node, output) if view is None else view
+            found.append(_Layer(*place, node))
+            if found[-1].is_product:
+                continue
+        is_view = node.name().startswith(_VIEWS)
+        ways.extend((way, (node, output) if is_view else None) for way in behind)
     return found
 
 
-def _behind(node: Node) -> list[tuple[Node, int]]:
+def _behind(node: Node) -> list[_Edge]:
     return [(one, output) for one, output in node.next_functions if one is not None]
 
 
-def _is_of_parameters(node: Node) -> bool:
+def _is_of_parameters(node: Node, rows: int) -> bool:
     """Say whether a small graph ends in parameters alone, as that of a transposed one does.
 
-    Where something that needs no gradient goes in as well, that may be data; what looks up rows
-    of a parameter takes their numbers.
+    Where something that needs no gradient goes in as well, that may be data; so may a leaf that has
+    a row for each loss.
     """
     nodes = [node]
     for _ in range(_BETWEEN):
         if not nodes:
             return True
         node = nodes.pop()
-        behind = _behind(node)
-        if hasattr(node, "variable"):
+        leaf: Any = getattr(node, "variable", None)
+        if leaf is not None:
+            if not isinstance(leaf, nn.Parameter) and leaf.ndim and len(leaf) == rows:
+                return False
             continue
+        behind = _behind(node)
         if len(behind) < max(1, len(node.next_functions)) or node.name().startswith(_LOOKUPS):
             return False
         nodes += [one for one, _ in behind]
     return not nodes
 
 
-def _may_give_one_number(node: Node) -> bool:
-    """Say whether an operation is a layer even if it gives one number a row.
+def _input_sizes(operation: Node) -> Tensor | None:
+    """Give ‖[h, 1]‖ of each row of a product's input, shape (n,), or None where it is not at hand.
 
-    A product with a vector is, and so is one with data; what scales or adds up losses is not.
+    Without a bias, which is added in the same operation, ‖h‖.
+
+    A tensor that is saved for the backward pass is looked at by hooks that leave it as it is. Where
+    others have theirs there already, for checkpointing or offloading, it is left alone.
     """
-    return node.name().startswith("MvBackward") or any(
-        one is None for one, _ in node.next_functions
-    )
+    sizes: list[Tensor] = []
+    biased = operation.name().startswith("Addmm")
+
+    def look(saved: Tensor) -> Tensor:
+        if saved.ndim == 2:
+            sizes.append((_lengths(saved.detach()).square() + biased).sqrt())
+        return saved
+
+    name = next((name for name in _INPUTS if hasattr(operation, name)), None)
+    if name is not None:
+        with suppress(RuntimeError), torch.no_grad():
+            getattr(operation, name).register_hooks(look, _as_it_is)
+    return sizes[0] if sizes else None
 
 
-def _norms(gradient: Tensor, rows: int, one_number: bool) -> Tensor | None:
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
+
+
+def _norms(gradient: Tensor, rows: int, sizes: Tensor | None, *, one_number: bool) -> Tensor | None:
     """Give the norm of each row's gradient, shape (B,), float32, or None without rows."""
-    if gradient.ndim == 2 and len(gradient) % rows == 0:
-        gradient = gradient.reshape(rows, -1)  # of sequences whose tokens come flattened
-    if gradient.ndim == 0 or len(gradient) != rows:
+    if gradient.ndim == 0 or len(gradient) != rows or (gradient.ndim == 1 and not one_number):
         return None
     if gradient.ndim == 1:
-        return gradient.float().abs() if one_number else None
-    norms: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float32)
-    return norms
+        gradient = gradient[:, None]
+    if sizes is None or sizes.numel() * gradient.shape[-1] != gradient.numel():
+        return _lengths(gradient.flatten(1))
+    lengths = _lengths(gradient)
+    return (lengths * sizes.reshape(lengths.shape)).reshape(rows, -1).sum(1)
 
 
-def _shares(weights: Tensor, factor: list[Tensor], device: torch.device) -> Tensor:
-    """Give what each loss was multiplied by on its way into the pass, shape (B,)."""
-    weights = weights.to(device, non_blocking=True)
-    filled = weights > 0
-    shares = torch.where(filled, weights, torch.nan) / filled.sum()
-    return shares * factor[0].detach().abs().to(device) if factor else shares
+def _lengths(vectors: Tensor) -> Tensor:
+    """Give norms of vectors, shape (..., n) to (...), float32."""
+    halves = vectors.dtype in (torch.float16, torch.bfloat16)  # their range is too small for sums
+    lengths: Tensor = torch.linalg.vector_norm(
+        vectors, dim=-1, dtype=torch.float32 if halves else None
+    )
+    return lengths.float()

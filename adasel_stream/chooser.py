@@ -17,7 +17,7 @@ from adasel_stream.buffer import kept_at
 from adasel_stream.draw import dealt
 from adasel_stream.loss_batch import Bounds, LossBatch, Method
 from adasel_stream.methods import needs, uniform
-from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, gain_of
+from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, after_sight, gain_of
 from adasel_stream.quota import Quota
 from adasel_stream.selection import Feedback, Selection, State
 from adasel_stream.telling import switch
@@ -97,14 +97,31 @@ class Chooser:
         """Whether gradient norms of trained rows are of use, where candidates show none."""
         return self._wants_norms
 
-    def count_trained(self) -> int:
+    def count_trained(self, *, judged: bool) -> int:
         """Count a batch that is trained on, and say for how many its gradient norms will stand.
 
         None: 0. All are looked at until enough was seen to judge by, and while rows are drawn
-        evenly, as few windows are then scored.
+        evenly those with rows that judge.
+
+        Args:
+            judged: whether the batch has rows that show whether selection pays.
         """
         rules = self._policy.watch or Rules()
-        return self._trained.count(first=rules.least, always=not self._watch.selecting)
+        always = judged and not self._watch.selecting
+        batches = self._trained.count(first=rules.least, always=always)
+        if self._trained.unseen and self._policy.watch is not None:
+            self._sight(seen=False)
+        return batches
+
+    def see(self) -> None:
+        """Take in that gradients of a trained batch were seen."""
+        self._trained.see()
+        self._sight(seen=True)
+
+    def _sight(self, *, seen: bool) -> None:
+        before = self._watch
+        self._watch = after_sight(before, seen=seen)
+        self._tell(before)
 
     @property
     def rules(self) -> Rules | None:

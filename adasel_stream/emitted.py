@@ -92,11 +92,13 @@ class Emission:
         rows: what is remembered of its rows.
         leaves: its leaves, as far as they can be watched.
         taught: whether its losses were learnt from.
+        stands_for: batches that its gradients are to stand for when they are heard, 0 for none.
     """
 
     rows: Emitted
     leaves: list[weakref.ref[Any]]
     taught: bool = False
+    stands_for: int = 0
 
 
 class Emissions:

@@ -30,8 +30,8 @@ from adasel_stream.selection import Feedback
 
 __all__ = ["NormCurve", "expected_norms", "with_trained"]
 
-_OCTAVES: Final = 31
-"""Losses from 2⁻³¹ to 2³¹ are told apart by their octave, smaller and larger ones are not."""
+_OCTAVES: Final = 63
+"""Losses from 2⁻⁶³ to 2⁶³ are told apart by their octave, smaller and larger ones are not."""
 
 _ZERO: Final = 2 * _OCTAVES + 2
 """The class of loss 0, between those of negative losses and those of positive ones."""
@@ -44,6 +44,12 @@ _FORGETTING: Final = 0.005
 
 _LEAST: Final = 100
 """From fewer rows nothing is concluded."""
+
+_OUTLIER: Final = 1e4
+"""A squared norm is at most so many times their mean."""
+
+_HUGE: Final = 1e30
+"""And at most this, so that sums stay finite in float32."""
 
 _MOST: Final = 256
 """Of a larger batch about so many rows are looked at, evenly spread over it."""
@@ -124,9 +130,10 @@ def with_trained(curve: NormCurve, feedback: Feedback) -> NormCurve:
     each = -(-len(feedback.losses) // _MOST)
     columns = (feedback.gradient_norms, feedback.chosen_by, feedback.valid)
     norms, losses, valid = (column[::each] for column in columns)
+    square = torch.where(valid, norms, 0.0).square().clamp(max=_largest(curve))
     away = (_places(losses)[:, None] - _classes(losses.device)).abs()
     shares = (1 - away).clamp(min=0) * valid[:, None]
-    new = torch.stack([valid.float(), torch.where(valid, norms, 0.0).square()]) @ shares
+    new = torch.stack([valid.float(), square]) @ shares
     keep = 1 - _FORGETTING * feedback.batches
     rows, squares = torch.stack([curve.rows, curve.squares]) * keep + new
     return NormCurve.of(curve.seen + len(losses), rows, squares, curve.near)
@@ -139,7 +146,7 @@ def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
         curve: what trained rows have shown.
         losses: of the rows, shape (b,), NaN where there is none.
 
-    >>> seen, even = torch.tensor([1.0, 4.0]).repeat(1000), torch.ones(2000)
+    >>> seen, even = torch.tensor([1.0, 4.0]).repeat_interleave(1000), torch.ones(2000)
     >>> rows = Feedback(seen, even[:, None], even, even, even > 0, seen, seen.sqrt())
     >>> curve = with_trained(NormCurve.initial(), rows)
     >>> expected_norms(curve, torch.tensor([1.0, 2.0, 4.0, 8.0])).round(decimals=1)
@@ -148,6 +155,13 @@ def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
     place = _places(losses)
     below = place.long()
     return curve.norms[below].addcmul(curve.steps[below], place - below)
+
+
+def _largest(curve: NormCurve) -> Tensor:
+    """Bound a squared norm, shape (): one row that is broken must not count for ever."""
+    mean = curve.squares.sum() / curve.rows.sum().clamp(min=1)
+    known = curve.rows.sum() >= _LEAST
+    return torch.where(known & (mean > 0), _OUTLIER * mean, _HUGE).clamp(max=_HUGE)
 
 
 def _believed(rows: Tensor, squares: Tensor, near: Tensor) -> Tensor:

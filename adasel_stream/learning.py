@@ -1,6 +1,7 @@
 """What is remembered of chosen rows, and what their fresh losses teach after training on them."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -90,46 +91,76 @@ class Learning:
         self._repeats = repeats
         self._proxy = proxy
         self._metrics = metrics
-        self._blind = False
+        self._differentiates = False
+        self._told = False
 
-    def learn(self, last: Emitted, losses: Tensor, mean: Tensor) -> None:
-        """Take in fresh losses of an emitted batch, shape (batch_size,), and their mean.
+    def learn(self, last: Emitted, losses: Tensor) -> int:
+        """Take in fresh losses of an emitted batch, shape (batch_size,).
 
-        Gradients, where they are of use, are waited for until the mean is differentiated.
+        Returns:
+            for how many batches its gradients will stand, which `listen` then hears; 0 for none.
         """
-        graph, losses = losses, losses.detach().float()
+        has_graph, losses = losses.requires_grad, losses.detach().float()
         if self._lookups is not None and last.ids is not None and last.recorded is not None:
             self._remember(self._lookups, last, last.ids, last.recorded, losses)
         if last.heard is not None:
             self._reporting.hear_losses(last, losses)
         if self._proxy is not None and last.proxied is not None:
             self._watch(self._proxy, last.proxied, last, losses)
-        if not self._chooser.wants_norms or not (self._chooser.learns or is_judged(last)):
-            self._take_in(last, losses, None, 1)
-            return
-        batches = self._chooser.count_trained()
-        if not batches:
-            return
+        judged = is_judged(last, losses)
+        if not self._chooser.wants_norms:
+            self._take_in(last, losses, None, batches=1)
+        elif self._chooser.learns or judged:
+            batches = self._count(judged)
+            if batches and not has_graph and not self._differentiates:
+                self._go_by_losses(last, losses, batches)
+            return batches
+        return 0
+
+    def _go_by_losses(self, last: Emitted, losses: Tensor, batches: int) -> None:
+        """Let losses stand for gradients where the trainer gives them without any graph."""
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "loader.mean is given losses without their graph, whose gradients cannot be seen: "
+                "losses stand for them, and loader.gain may promise too much"
+            )
+        self._observe(self._chooser.see)
+        self._take_in(last, losses, None, batches=batches)
+
+    def listen(self, last: Emitted, losses: Tensor, batches: int) -> None:
+        """Learn from gradients once the losses, shape (batch_size,), are differentiated."""
+        self._differentiates = True
+        fresh = losses.detach().float()
 
         def differentiated(norms: Tensor | None) -> None:
-            if norms is None:
-                self._tell_of_blindness()
-            self._take_in(last, losses, norms, batches)
+            if norms is not None:  # what cannot be seen for long ends selection
+                self._observe(self._chooser.see)
+                self._take_in(last, fresh, norms, batches=batches)
 
-        if not watch_norms(graph, mean, last.weights, differentiated):
-            differentiated(None)
+        watch_norms(losses, differentiated)
 
-    def _tell_of_blindness(self) -> None:
-        if not self._blind:
-            self._blind = True
-            _log.warning(
-                "gradients of trained rows cannot be seen: losses stand for them, and loader.gain "
-                "may promise too much. Give loader.mean the losses with their graph, one for each "
-                "row of the output of a layer"
-            )
+    def _count(self, judged: bool) -> int:
+        batches = 0
 
-    def _take_in(self, last: Emitted, losses: Tensor, norms: Tensor | None, batches: int) -> None:
-        """Judge selection, and move it, by gradient norms, or by the losses where there are none.
+        def count() -> None:
+            nonlocal batches
+            batches = self._chooser.count_trained(judged=judged)
+
+        self._observe(count)
+        return batches
+
+    def _observe(self, change: Callable[[], None]) -> None:
+        """Let the metrics see a change of mind."""
+        before = self._chooser.watch.reason
+        change()
+        if self._chooser.watch.reason != before:
+            self._metrics.observe_watch(before, self._chooser.watch, self._chooser.gain)
+
+    def _take_in(
+        self, last: Emitted, losses: Tensor, norms: Tensor | None, *, batches: int
+    ) -> None:
+        """Judge selection, and move it, by gradient norms, or by the losses where nobody asks.
 
         Args:
             last: the emitted batch.
@@ -137,20 +168,21 @@ class Learning:
             norms: of their gradients, shape (batch_size,), or None.
             batches: how many emitted batches this one stands for.
         """
-        if is_judged(last):
+        if is_judged(last, losses):
             self._reporting.compare(last, losses if norms is None else norms)
         if not self._chooser.learns:
             return
         device = last.weights.device
+        sizes = () if norms is None else (norms,)
         if losses.device == device:
-            self._update(last, losses, norms, batches)
+            self._update(last, batches, losses, *sizes)
             return
 
         def arrive(*late: npt.NDArray[Any]) -> None:  # chosen on one device, trained on another
             there = [torch.from_numpy(one).to(device, non_blocking=True) for one in late]
-            self._update(last, there[0], None if norms is None else there[1], batches)
+            self._update(last, batches, *there)
 
-        self._late.send((losses,) if norms is None else (losses, norms), arrive)
+        self._late.send((losses, *sizes), arrive)
 
     def _remember(
         self, lookups: Lookups, last: Emitted, ids: Tensor, recorded: Tensor, losses: Tensor
@@ -177,7 +209,9 @@ class Learning:
 
         self._late.send((proxied, losses, last.weights), arrive)
 
-    def _update(self, last: Emitted, losses: Tensor, norms: Tensor | None, batches: int) -> None:
+    def _update(
+        self, last: Emitted, batches: int, losses: Tensor, norms: Tensor | None = None
+    ) -> None:
         valid = torch.isfinite(losses) & (last.weights > 0)
         if norms is not None:
             valid = valid & torch.isfinite(norms)

@@ -254,7 +254,7 @@ class SelectingLoader:
         The result estimates the mean loss over all candidates. The losses go to the record and
         move the method weights, both without waiting for the device; only those of the first
         call for a batch do. Where losses are all that is known of candidates, the policy learns
-        from gradients once the result is differentiated.
+        from gradients, of the first call whose result can be differentiated, once it is.
 
         Args:
             losses: fresh losses of an emitted batch, shape (batch_size,), with gradient.
@@ -274,7 +274,10 @@ class SelectingLoader:
         check_losses(losses, rows.weights)
         mean = weighted_mean(losses, rows.weights)
         if self._emissions.teach(emission):
-            self._selector.learn(rows, losses, mean)
+            emission.stands_for = self._selector.learn(rows, losses)
+        if emission.stands_for and mean.requires_grad:
+            batches, emission.stands_for = emission.stands_for, 0
+            self._selector.listen(rows, losses, batches)
         return mean
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:

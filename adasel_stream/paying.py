@@ -30,12 +30,21 @@ from typing import Any, Final, Literal, NamedTuple
 
 from adasel_stream.arguments import number
 
-__all__ = ["REASONS", "Gain", "Rules", "Watch", "after_batch", "after_costs", "gain_of"]
+__all__ = [
+    "REASONS",
+    "Gain",
+    "Rules",
+    "Watch",
+    "after_batch",
+    "after_costs",
+    "after_sight",
+    "gain_of",
+]
 
-REASONS: Final = ("no_gain", "nonfinite_loss", "drift", "cost")
+REASONS: Final = ("no_gain", "nonfinite_loss", "drift", "unseen", "cost")
 """Why a run falls back to an even draw."""
 
-Reason = Literal["", "no_gain", "nonfinite_loss", "drift", "cost"]
+Reason = Literal["", "no_gain", "nonfinite_loss", "drift", "unseen", "cost"]
 
 _SLACK: Final = 0.5
 _ALARM: Final = 25.0
@@ -157,7 +166,7 @@ class Watch:
 
     def scores(self, rules: Rules) -> bool:
         """Whether the next window shall be scored: always, or now and then as a probe."""
-        if self.reason not in ("no_gain", "cost"):
+        if self.reason not in ("no_gain", "unseen", "cost"):
             return True
         return self.reason == "no_gain" and self.since % rules.probe_every == 0
 
@@ -245,6 +254,19 @@ def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch
     return replace(watch, cost=watch.cost + (cost - watch.cost) / 50 if known else cost)
 
 
+def after_sight(watch: Watch, *, seen: bool) -> Watch:
+    """Take in that gradients of trained rows can be seen, or can not.
+
+    >>> after_sight(Watch(), seen=False).reason
+    'unseen'
+    >>> after_sight(Watch(reason="unseen"), seen=True).selecting
+    True
+    """
+    if watch.reason == "unseen" and seen:
+        return replace(watch, reason="", since=0)
+    return watch if seen or watch.reason in ("unseen", "cost") else _fallen(watch, "unseen")
+
+
 def _with_variances(watch: Watch, rules: Rules, ours: float, even: float, kind: int) -> Watch:
     scale = watch.scales[kind]
     scale = scale + (even - scale) / 50 if scale else even
@@ -283,7 +305,7 @@ def _with_level(watch: Watch, rules: Rules, loss: float, kind: int) -> Watch:
 
 def _decided(watch: Watch, rules: Rules) -> Watch:
     gain = gain_of(watch, rules)
-    if watch.reason == "cost":
+    if watch.reason in ("unseen", "cost"):
         return watch
     if watch.nonfinite > rules.nonfinite:
         return _fallen(watch, "nonfinite_loss")

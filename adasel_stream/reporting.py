@@ -30,14 +30,18 @@ _SHORT: Final = 0.8
 _TINY: Final = float(np.finfo(np.float32).tiny)
 
 
-def is_judged(rows: Emitted) -> bool:
+def is_judged(rows: Emitted, losses: Tensor) -> bool:
     """Say whether rows of the control arm are to show whether selection pays.
 
     Not where the last layer of all candidates has told it, nor where there were no scores; on an
     accelerator nobody looks.
+
+    Args:
+        rows: of an emitted batch.
+        losses: fresh ones, shape (batch_size,).
     """
     proposed = rows.proposed
-    if proposed is None or proposed.device.type != "cpu":
+    if proposed is None or not _on_host(proposed, losses):
         return proposed is not None
     return bool(np.isfinite(proposed.numpy()).any())
 
@@ -166,7 +170,7 @@ class Reporting:
         Of windows that were scored by the model as a whole `report` has heard it already.
         """
         assert last.heard is not None
-        if last.heard.device.type == "cpu" and last.heard.numpy().all():
+        if _on_host(last.heard, losses) and last.heard.numpy().all():
             return
         control, weights, filled = _arm(last, losses)
         news = filled & ~last.heard.to(losses.device, non_blocking=True)
@@ -238,6 +242,10 @@ class Reporting:
         if not math.isnan(mean):
             self._stop.observe(mean, None if chooser.rules is None else chooser.gain)
             metrics.stop_indicator_ratio = self._stop.value
+
+
+def _on_host(one: Tensor, other: Tensor) -> bool:
+    return one.device.type == other.device.type == "cpu"
 
 
 def _arm(last: Emitted, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

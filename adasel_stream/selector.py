@@ -195,15 +195,17 @@ class Selector:
         if self.knows_structure:
             self._choose_all(rest=True)
 
-    def learn(self, last: Emitted, losses: Tensor, mean: Tensor) -> None:
+    def learn(self, last: Emitted, losses: Tensor) -> int:
         """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy.
 
-        Args:
-            last: the emitted batch.
-            losses: with their graph, where they have one.
-            mean: their weighted mean, shape (), as it will be differentiated.
+        Returns:
+            for how many batches its gradients will stand, which `listen` then hears; 0 for none.
         """
-        self._learning.learn(last, losses, mean)
+        return self._learning.learn(last, losses)
+
+    def listen(self, last: Emitted, losses: Tensor, batches: int) -> None:
+        """Let the policy learn from gradients once the losses are differentiated."""
+        self._learning.listen(last, losses, batches)
 
     def observe(self, ids: Ids | Tensor, losses: Tensor | npt.NDArray[Any]) -> None:
         """Record losses that were computed elsewhere; see `SelectingLoader.observe`."""

@@ -25,6 +25,7 @@ def switch(before: Watch, now: Watch, rules: Rules, *, mean_loss: float = math.n
     over = {
         "no_gain": _measured(now, rules),
         "nonfinite_loss": f"only {_broken(now)}",
+        "unseen": "gradients of trained rows are seen",
         "drift": f"the mean loss of now, {now.stream_loss:.4g}, counts as usual",
     }
     return (
@@ -45,6 +46,13 @@ def _why(before: Watch, now: Watch, rules: Rules, mean_loss: float) -> str:
         return (
             f"the mean loss is {mean_loss:.4g}, where {before.stream_loss:.4g} was usual; for "
             f"{rules.hold} windows, then the level of now is the usual one"
+        )
+    if now.reason == "unseen":
+        return (
+            "nobody can tell whether selection pays, as losses alone are known of candidates and "
+            "gradients of trained rows are not seen. Let the last layer's output have the rows of "
+            "the losses first, compile the model without its loss, and call backward on what "
+            "loader.mean gives; or choose by losses all the same, by policy='unbiased'"
         )
     return "at this sampling rate scoring costs at least as much as it spares"
 

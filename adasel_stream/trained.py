@@ -1,7 +1,7 @@
 """What gradients of trained rows have taught: how large they are at each loss, batch by batch."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -10,6 +10,9 @@ from adasel_stream.selection import Feedback
 from adasel_stream.updates import EVERY
 
 __all__ = ["TrainedNorms"]
+
+_PATIENCE: Final = 10
+"""So many batches in a row may go by unseen, as where a trainer leaves them out."""
 
 
 class TrainedNorms:
@@ -23,6 +26,7 @@ class TrainedNorms:
     def __init__(self) -> None:
         """Know nothing."""
         self._batches = 0
+        self._silent = 0
         self._curve: NormCurve | None = None
 
     def count(self, *, first: int, always: bool) -> int:
@@ -36,9 +40,19 @@ class TrainedNorms:
             1 or more, or 0 where it is not looked at.
         """
         self._batches += 1
-        if always or self._batches <= first:
-            return 1
-        return 0 if self._batches % EVERY else EVERY
+        stands_for = 1 if always or self._batches <= first else EVERY
+        looked_at = stands_for == 1 or self._batches % EVERY == 0
+        self._silent += looked_at
+        return stands_for if looked_at else 0
+
+    @property
+    def unseen(self) -> bool:
+        """Whether gradients were looked for in vain, time and again."""
+        return self._silent > _PATIENCE
+
+    def see(self) -> None:
+        """Take in that gradients of a batch were seen."""
+        self._silent = 0
 
     def learn(self, feedback: Feedback) -> None:
         """Take in rows that were trained on; without gradient norms they say nothing."""
@@ -62,10 +76,10 @@ class TrainedNorms:
     def state_dict(self) -> dict[str, Any]:
         """Describe what was taught."""
         curve = None if self._curve is None else self._curve.state_dict()
-        return {"batches": self._batches, "curve": curve}
+        return {"batches": self._batches, "silent": self._silent, "curve": curve}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
-        self._batches = int(state["batches"])
+        self._batches, self._silent = int(state["batches"]), int(state["silent"])
         curve = state["curve"]
         self._curve = None if curve is None else NormCurve.of_state(curve)

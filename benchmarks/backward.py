@@ -44,7 +44,7 @@ def step_of(width: int, rows: int, *, listen: bool, learn: bool) -> Callable[[],
         losses = cross_entropy(model(x), y, reduction="none")
         mean = weighted_mean(losses, weights)
         if listen:
-            watch_norms(losses, mean, weights, hear)
+            watch_norms(losses, hear)
         mean.backward()  # type: ignore[no-untyped-call] # untyped in torch
         optimizer.step()
         optimizer.zero_grad()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 from adasel_stream.backward import watch_norms
 from adasel_stream.emitted import weighted_mean
@@ -34,11 +35,12 @@ class Network(nn.Module):
         self.loss = loss
         self.temperature = nn.Parameter(torch.tensor(0.7))
         self.tokens = tokens
-        self.output = torch.empty(0)
+        self.input, self.output = torch.empty(0), torch.empty(0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give losses, shape (b,)."""
-        self.output = self.head(self.body(x))
+        self.input = self.body(x)
+        self.output = self.head(self.input)
         self.output.retain_grad()
         return self.loss(self.output)
 
@@ -46,14 +48,6 @@ class Network(nn.Module):
         """Give what goes in."""
         shape = (ROWS, self.tokens, 3) if self.tokens else (ROWS, 3)
         return torch.randn(shape, generator=generator(1))
-
-
-class Flattened(nn.Linear):
-    """A head that is called on tokens one below the other, as language models call it."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Give (b·T, c)."""
-        return super().forward(input.flatten(0, -2))
 
 
 class Shared(nn.Module):
@@ -94,8 +88,6 @@ def network(name: str) -> Network:
             made = Network(nn.Linear(8, 4), labelled, tokens=5)
         case "tokens without bias":
             made = Network(nn.Linear(8, 4, bias=False), labelled, tokens=5)
-        case "flattened tokens":
-            made = Network(Flattened(8, 4), labelled, tokens=5)
         case _:
             made = Network(nn.Linear(8, 4), lambda out: labelled(out) / made.temperature)
     return made
@@ -103,7 +95,7 @@ def network(name: str) -> Network:
 
 NAMES = (
     *("classes", "no bias", "a regression", "a shared weight", "a normalised weight"),
-    *("tokens", "tokens without bias", "flattened tokens", "losses over a temperature"),
+    *("tokens", "tokens without bias", "losses over a temperature"),
 )
 
 
@@ -113,7 +105,7 @@ def heard(
     """Differentiate a multiple of the mean, and give what is told."""
     told: list[Tensor | None] = []
     mean = weighted_mean(losses, weights)
-    assert watch_norms(losses, mean, weights, told.append)
+    assert watch_norms(losses, told.append)
     for _ in range(passes):
         (scale * mean).backward(retain_graph=passes > 1)  # type: ignore[no-untyped-call] # untyped in torch
     return told
@@ -122,7 +114,16 @@ def heard(
 def by_autograd(model: Network, losses: Tensor) -> Tensor:
     """Differentiate the losses one by one in the head's output, and give the norms, shape (b,)."""
     each = [torch.autograd.grad(one, model.output, retain_graph=True)[0] for one in losses]
-    return torch.stack([one.norm() for one in each])
+    residuals = torch.stack([one[row] for row, one in enumerate(each)])
+    biased = getattr(model.head, "bias", None) is not None
+    inputs = (model.input.detach().square().sum(-1) + biased).sqrt()
+    norms: Tensor = (residuals.norm(dim=-1) * inputs).reshape(ROWS, -1).sum(1)
+    return norms
+
+
+def sizes_of(x: Tensor, *, biased: bool = True) -> Tensor:
+    """Give ‖[x, 1]‖ of each row, or ‖x‖."""
+    return (x.detach().abs().square().sum(1) + biased).sqrt()
 
 
 @pytest.mark.parametrize("scale", [1.0, 65536.0])
@@ -155,7 +156,8 @@ def test_a_vector_of_weights_is_a_layer(biased: bool) -> None:
     x = torch.randn(ROWS, 3, generator=generator(1))
     output = x @ w + b if biased else x @ w
     (got,) = heard(output.square())
-    torch.testing.assert_close(got, (2 * output).abs().detach())
+    want = (2 * output).abs().detach() * sizes_of(x, biased=False)
+    torch.testing.assert_close(got, want)
 
 
 def test_products_of_embeddings_are_layers() -> None:
@@ -164,7 +166,7 @@ def test_products_of_embeddings_are_layers() -> None:
     product = users(torch.arange(ROWS)) * things(torch.arange(ROWS))
     score = product.sum(1)
     (got,) = heard(score.square())
-    other = users(torch.arange(ROWS)).norm(dim=1)  # of the layer that came last
+    other = users(torch.arange(ROWS)).norm(dim=1)  # in the one that came last
     torch.testing.assert_close(got, ((2 * score).abs() * other).detach())
 
 
@@ -188,14 +190,14 @@ def test_half_precision_is_heard() -> None:
 
 
 def test_a_compiled_model_is_heard() -> None:
-    """Its graph is one node, whose output is that of the last layer."""
+    """Its graph is one node, whose output is that of the last layer; the input is not at hand."""
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
-    x = torch.randn(ROWS, 3, generator=generator(1))
-    (want,) = heard(labelled(model(x)))
     compiled = torch.compile(model, backend="aot_eager")
-    (got,) = heard(labelled(compiled(x)))
-    assert want is not None
-    torch.testing.assert_close(got, want)
+    output: Tensor = compiled(torch.randn(ROWS, 3, generator=generator(1)))
+    output.retain_grad()
+    (got,) = heard(labelled(output))
+    assert output.grad is not None
+    torch.testing.assert_close(got, output.grad.norm(dim=1) * len(WEIGHTS) / WEIGHTS)
 
 
 def test_empty_slots_have_none() -> None:
@@ -216,15 +218,92 @@ def test_a_pass_that_is_made_twice_is_heard_once() -> None:
     assert len(heard(model(model.rows()), passes=2)) == 1
 
 
-def test_who_uses_the_weights_alone_is_heard_up_to_a_factor() -> None:
-    """Where the mean is left aside, nobody says by what losses are multiplied."""
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda losses: (7 * losses * WEIGHTS).mean(),
+        lambda losses: losses.sum(),
+        lambda losses: weighted_mean(losses, WEIGHTS) + losses.mean(),
+        lambda losses: weighted_mean(losses, WEIGHTS).square(),
+    ],
+    ids=["weights of one's own", "a sum", "the mean and more", "a square"],
+)
+def test_whatever_is_made_of_the_losses_is_heard(made: Callable[[Tensor], Tensor]) -> None:
+    """Each loss has a factor of its own in it."""
     model = network("classes")
     losses = model(model.rows())
     want = by_autograd(model, losses)
     told: list[Tensor | None] = []
-    assert watch_norms(losses, weighted_mean(losses, WEIGHTS), WEIGHTS, told.append)
-    (7 * losses * WEIGHTS).mean().backward()
-    torch.testing.assert_close(told, [7 * want])
+    assert watch_norms(losses, told.append)
+    made(losses).backward()  # type: ignore[no-untyped-call] # untyped in torch
+    torch.testing.assert_close(told, [want])
+
+
+def test_heads_are_heard_together() -> None:
+    """Whichever the pass comes by first."""
+    for first in (True, False):
+        one, two = network("classes"), network("a regression")
+        a, b = one(one.rows()), two(two.rows())
+        want = (by_autograd(one, a).square() + 4 * by_autograd(two, b).square()).sqrt()
+        (got,) = heard(a + 2 * b if first else 2 * b + a)
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
+def test_other_numbers_are_heard(dtype: torch.dtype) -> None:
+    """As float32."""
+    layer = nn.Linear(3, 2, dtype=dtype)
+    x = torch.randn(ROWS, 3, generator=generator(1)).to(dtype)
+    output = layer(x)
+    (got,) = heard(output.abs().square().sum(1))
+    want = 2 * output.detach().abs().square().sum(1).sqrt() * sizes_of(x)
+    torch.testing.assert_close(got, want.float())
+
+
+@pytest.mark.parametrize("kind", ["checkpointed", "offloaded"])
+def test_what_is_saved_elsewhere_is_left_alone(kind: str) -> None:
+    """Inputs of the head are not at hand then: gradients in its output are all there is."""
+    plain, model = network("classes"), network("classes")
+    weighted_mean(plain(plain.rows()), WEIGHTS).backward()  # type: ignore[no-untyped-call] # untyped in torch
+    if kind == "checkpointed":
+        losses: Tensor = checkpoint(model, model.rows(), use_reentrant=False)
+    else:
+        with torch.autograd.graph.save_on_cpu():
+            losses = model(model.rows())
+    (got,) = heard(losses)
+    assert plain.output.grad is not None
+    rows = torch.count_nonzero(WEIGHTS)
+    torch.testing.assert_close(got, plain.output.grad.norm(dim=1) * rows / WEIGHTS)
+    for own, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+
+
+@pytest.mark.parametrize(
+    "losses_of",
+    [
+        lambda x, head: head(x.transpose(0, 1)).square().mean((0, 2)),
+        lambda x, head: head(x.flatten(0, 1)).square().reshape(ROWS, -1).mean(1),
+        lambda x, head: (
+            head(torch.cat([x[:, 0], x[:, 1]])).square().reshape(2, ROWS, 3).sum((0, 2))
+        ),
+    ],
+    ids=["time first", "flattened by hand", "two views"],
+)
+def test_rows_are_never_guessed(losses_of: Callable[[Tensor, nn.Linear], Tensor]) -> None:
+    """What has no row for each loss, rows first, may have them in any order."""
+    x = torch.randn(ROWS, 4, 8, generator=generator(1))
+    assert heard(losses_of(x, nn.Linear(8, 3))) == [None]
+
+
+def test_a_leaf_with_rows_is_data() -> None:
+    """Inputs that are differentiated as well, as for saliency, are no parameters."""
+    layer, x = nn.Linear(3, 4), torch.randn(ROWS, 3, generator=generator(1)).requires_grad_()
+    output = layer(x)
+    output.retain_grad()
+    (got,) = heard(labelled(output))
+    assert output.grad is not None
+    want = output.grad.norm(dim=1) * sizes_of(x) * torch.count_nonzero(WEIGHTS) / WEIGHTS
+    torch.testing.assert_close(got, want)
 
 
 def test_listening_changes_no_gradient() -> None:
@@ -235,7 +314,7 @@ def test_listening_changes_no_gradient() -> None:
         losses = model(model.rows())
         mean = weighted_mean(losses, WEIGHTS)
         if listen:
-            watch_norms(losses, mean, WEIGHTS, lambda _: None)
+            watch_norms(losses, lambda _: None)
         mean.backward()  # type: ignore[no-untyped-call] # untyped in torch
         got.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert all(map(torch.equal, *got))
@@ -244,7 +323,7 @@ def test_listening_changes_no_gradient() -> None:
 def test_losses_without_graph_are_said_to_tell_nothing() -> None:
     """Then there is nothing to wait for."""
     losses = torch.ones(ROWS)
-    assert not watch_norms(losses, weighted_mean(losses, WEIGHTS), WEIGHTS, lambda _: None)
+    assert not watch_norms(losses, lambda _: None)
 
 
 def test_a_graph_without_rows_tells_that_there_are_none() -> None:
@@ -253,8 +332,8 @@ def test_a_graph_without_rows_tells_that_there_are_none() -> None:
     assert heard((torch.arange(1.0, ROWS + 1) - level).square()) == [None]
 
 
-@pytest.mark.parametrize("differentiated", [True, False])
-def test_nothing_is_held_on_to(differentiated: bool) -> None:
+@pytest.mark.parametrize("differentiated", ["", "once", "with a graph"])
+def test_nothing_is_held_on_to(differentiated: str) -> None:
     """What a batch's graph holds goes with its losses, whether or not they are differentiated."""
     model = network("classes")
     gc.disable()
@@ -262,10 +341,12 @@ def test_nothing_is_held_on_to(differentiated: bool) -> None:
         losses = model(model.rows())
         held = weakref.ref(model.output)
         mean = weighted_mean(losses, WEIGHTS)
-        watch_norms(losses, mean, WEIGHTS, lambda _: None)
-        if differentiated:
+        watch_norms(losses, lambda _: None)
+        if differentiated == "with a graph":
+            torch.autograd.grad(mean * mean, list(model.head.parameters()), create_graph=True)
+        elif differentiated:
             mean.backward()  # type: ignore[no-untyped-call] # untyped in torch
-        model.output = torch.empty(0)
+        model.input, model.output = torch.empty(0), torch.empty(0)
         del losses, mean
         assert held() is None
     finally:

@@ -1,7 +1,7 @@
 """Where losses alone are known, draw and gain go by the gradients of trained rows."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from statistics import fmean
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import poisson_nll_loss
 
 from adasel_stream import LossRecord, Proxy, SelectingLoader
 from tests.candidates import generator
@@ -79,7 +80,7 @@ def test_gradients_that_do_not_follow_losses_end_selection(where: str) -> None:
     task.train(loader, 600)
     assert loader.gain.high < 0.05
     weights = loader.weights
-    assert float(weights.max() / weights.min()) < 1.2
+    assert float(weights.max() / weights.min()) < 1.3
 
 
 def test_auto_does_not_stay_worse_than_uniform_by_losses_alone() -> None:
@@ -167,23 +168,114 @@ def test_it_resumes_to_the_last_bit(cut: int) -> None:
     assert got + run(other, second, 240 - cut) == want
 
 
-@pytest.mark.parametrize(
-    "given",
-    [Tensor.detach, lambda losses: losses.detach().requires_grad_()],
-    ids=["detached", "of no layer"],
-)
-def test_gradients_that_cannot_be_seen_are_told_of_once(
-    given: Callable[[Tensor], Tensor], caplog: pytest.LogCaptureFixture
-) -> None:
-    """Losses stand for them then, and it goes on."""
+def test_losses_without_a_graph_are_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """They stand for gradients then, and it goes on."""
     task = Regression(power=2)
     loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("record"))
     with caplog.at_level(logging.WARNING):
         for batch in islice(loader, 80):
-            loader.mean(given(task.losses(batch)))
-    told = [line for line in caplog.messages if "gradients of trained rows cannot be seen" in line]
+            loader.mean(task.losses(batch).detach())
+    told = [line for line in caplog.messages if "losses without their graph" in line]
     assert len(told) == 1
     assert loader.metrics.policy_updates > 50
+
+
+def test_who_logs_the_mean_first_is_heard_all_the_same() -> None:
+    """The call that is differentiated counts, whether or not another came before."""
+
+    def run(*, logs: bool) -> list[Any]:
+        task = Regression(power=2)
+        loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("score"))
+        got = []
+        for batch in islice(loader, 150):
+            losses = task.losses(batch)
+            if logs:
+                with torch.no_grad():
+                    loader.mean(losses)
+            loader.mean(losses).backward()  # type: ignore[no-untyped-call] # untyped in torch
+            got.append((batch["id"].tolist(), loader.weights.tolist()))
+        return [*got, loader.gain]
+
+    assert run(logs=True) == run(logs=False)
+
+
+def test_where_gradients_cannot_be_seen_rows_are_drawn_evenly() -> None:
+    """As of a model that is compiled with its loss; and by their losses again once they can."""
+    task = Regression(power=1)
+    compiled = torch.compile(task.losses, backend="aot_eager")
+    loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("score"))
+    for batch in islice(loader, 40):
+        loader.mean(compiled(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+    assert loader.metrics.snapshot()["fallback_ratio"]["unseen"] == 1
+    assert float(loader.weights.max()) == pytest.approx(1.0, abs=0.01)
+    for batch in islice(loader, 20):
+        loader.mean(task.losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+    assert loader.metrics.snapshot()["fallback_ratio"]["unseen"] == 0
+
+
+def test_inputs_of_very_different_size_are_no_trap() -> None:
+    """Large losses may come with small gradients because inputs are small; it was 1.7 times off."""
+
+    def off(seed: int, **policy: Any) -> float:
+        random = generator(seed)
+        torch.manual_seed(seed)
+        model, true = nn.Linear(10, 1, bias=False), torch.ones(10)
+
+        def batches() -> Iterator[Rows]:
+            while True:
+                large = torch.rand(32, generator=random) < 0.5
+                x = torch.randn(32, 10, generator=random) * torch.where(large, 1.0, 0.02)[:, None]
+                noise = torch.randn(32, generator=random) * torch.where(large, 1.0, 20.0)
+                yield {"x": x, "y": x @ true + noise}
+
+        def losses(batch: Rows) -> Tensor:
+            squares: Tensor = (model(batch["x"]).squeeze(1) - batch["y"]).square()
+            return squares
+
+        loader = SelectingLoader(
+            batches(),
+            score=lambda b: losses(b).detach(),
+            sampling_rate=RATE,
+            batch_size=8,
+            **policy,
+        )
+        optimizer, errors = torch.optim.SGD(model.parameters(), lr=0.03), list[float]()
+        for batch in islice(loader, 1000):
+            loader.mean(losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+            optimizer.step()
+            optimizer.zero_grad()
+            errors.append(float((model.weight.detach()[0] - true).square().sum()))
+        return fmean(errors[300:])
+
+    ours = fmean(off(seed) for seed in range(3))
+    assert ours < 1.15 * fmean(
+        off(seed, policy="unbiased", methods=["uniform"]) for seed in range(3)
+    )
+
+
+def test_a_gradient_beyond_all_others_breaks_nothing() -> None:
+    """A broken counter for a moment: weights stay finite, and selection goes on."""
+    torch.manual_seed(0)
+    model, random = nn.Linear(8, 1), generator(0)
+
+    def batches() -> Iterator[Rows]:
+        for number in range(1200):
+            x, y = torch.randn(32, 8, generator=random), torch.ones(32)
+            if 400 <= number < 416:
+                y[0] = 3e19
+            yield {"x": x, "y": y}
+
+    def losses(batch: Rows) -> Tensor:
+        return poisson_nll_loss(model(batch["x"]).squeeze(1), batch["y"], reduction="none")
+
+    loader = SelectingLoader(batches(), score=lambda b: losses(b).detach(), sampling_rate=RATE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for batch in loader:
+        loader.mean(losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert bool(torch.isfinite(loader.weights).all())
 
 
 def test_a_batch_that_is_not_differentiated_teaches_nothing() -> None:

@@ -207,4 +207,4 @@ def test_rules_out_of_range_are_refused(field: str, value: object) -> None:
 
 def test_every_reason_can_be_a_state() -> None:
     """The declared reasons are those that a watch falls back for."""
-    assert REASONS == ("no_gain", "nonfinite_loss", "drift", "cost")
+    assert REASONS == ("no_gain", "nonfinite_loss", "drift", "unseen", "cost")
