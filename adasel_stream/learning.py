@@ -1,7 +1,6 @@
 """What is remembered of chosen rows, and what their fresh losses teach after training on them."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import numpy.typing as npt
@@ -107,11 +106,13 @@ class Learning:
             self._reporting.hear_losses(last, losses)
         if self._proxy is not None and last.proxied is not None:
             self._watch(self._proxy, last.proxied, last, losses)
-        judged = is_judged(last, losses)
+        judged = self._is_judged(last, losses)
         if not self._chooser.wants_norms:
             self._take_in(last, losses, None, batches=1)
         elif self._chooser.learns or judged:
-            batches = self._count(judged)
+            before = self._chooser.watch.reason
+            batches = self._chooser.count_trained(judged=judged)
+            self._show(before)
             if batches and not has_graph and not self._differentiates:
                 self._go_by_losses(last, losses, batches)
             return batches
@@ -125,7 +126,7 @@ class Learning:
                 "loader.mean is given losses without their graph, whose gradients cannot be seen: "
                 "losses stand for them, and loader.gain may promise too much"
             )
-        self._observe(self._chooser.see)
+        self._see()
         self._take_in(last, losses, None, batches=batches)
 
     def listen(self, last: Emitted, losses: Tensor, batches: int) -> None:
@@ -135,25 +136,21 @@ class Learning:
 
         def differentiated(norms: Tensor | None) -> None:
             if norms is not None:  # what cannot be seen for long ends selection
-                self._observe(self._chooser.see)
+                self._see()
                 self._take_in(last, fresh, norms, batches=batches)
 
         watch_norms(losses, differentiated)
 
-    def _count(self, judged: bool) -> int:
-        batches = 0
+    def _is_judged(self, last: Emitted, losses: Tensor) -> bool:
+        return is_judged(last, losses, otherwise=self._chooser.learns)
 
-        def count() -> None:
-            nonlocal batches
-            batches = self._chooser.count_trained(judged=judged)
-
-        self._observe(count)
-        return batches
-
-    def _observe(self, change: Callable[[], None]) -> None:
-        """Let the metrics see a change of mind."""
+    def _see(self) -> None:
         before = self._chooser.watch.reason
-        change()
+        self._chooser.see()
+        self._show(before)
+
+    def _show(self, before: str) -> None:
+        """Let the metrics see a change of mind."""
         if self._chooser.watch.reason != before:
             self._metrics.observe_watch(before, self._chooser.watch, self._chooser.gain)
 
@@ -168,7 +165,7 @@ class Learning:
             norms: of their gradients, shape (batch_size,), or None.
             batches: how many emitted batches this one stands for.
         """
-        if is_judged(last, losses):
+        if self._is_judged(last, losses):
             self._reporting.compare(last, losses if norms is None else norms)
         if not self._chooser.learns:
             return

@@ -199,8 +199,8 @@ class SelectingLoader:
         Only a policy that watches itself, such as "auto", knows it: its mean, and an interval of
         two standard errors from `low` to `high`. It is of the last layer's gradients: of all
         candidates where they are scored with them, elsewhere of trained rows of the control arm, as
-        the backward pass sees them. Where that cannot be seen, which a log line says, losses are
-        taken for gradients, and it may promise too much.
+        the backward pass sees them. Where `mean` is given losses without a graph, which a log line
+        says, losses are taken for gradients, and it may promise too much.
         """
         return self._selector.gain
 

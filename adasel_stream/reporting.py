@@ -30,20 +30,20 @@ _SHORT: Final = 0.8
 _TINY: Final = float(np.finfo(np.float32).tiny)
 
 
-def is_judged(rows: Emitted, losses: Tensor) -> bool:
+def is_judged(rows: Emitted, losses: Tensor, *, otherwise: bool) -> bool:
     """Say whether rows of the control arm are to show whether selection pays.
 
-    Not where the last layer of all candidates has told it, nor where there were no scores; on an
-    accelerator nobody looks.
+    Not where the last layer of all candidates has told it, nor where there were no scores.
 
     Args:
         rows: of an emitted batch.
         losses: fresh ones, shape (batch_size,).
+        otherwise: what to say on an accelerator, where looking would mean to wait.
     """
     proposed = rows.proposed
-    if proposed is None or not _on_host(proposed, losses):
-        return proposed is not None
-    return bool(np.isfinite(proposed.numpy()).any())
+    if proposed is None:
+        return False
+    return bool(np.isfinite(proposed.numpy()).any()) if _on_host(proposed, losses) else otherwise
 
 
 class Reporting:
