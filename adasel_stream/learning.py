@@ -99,7 +99,7 @@ class Learning:
         Returns:
             for how many batches its gradients will stand, which `listen` then hears; 0 for none.
         """
-        has_graph, losses = losses.requires_grad, losses.detach().float()
+        has_graph, losses = losses.grad_fn is not None, losses.detach().float()
         if self._lookups is not None and last.ids is not None and last.recorded is not None:
             self._remember(self._lookups, last, last.ids, last.recorded, losses)
         if last.heard is not None:

@@ -275,7 +275,7 @@ class SelectingLoader:
         mean = weighted_mean(losses, rows.weights)
         if self._emissions.teach(emission):
             emission.stands_for = self._selector.learn(rows, losses)
-        if emission.stands_for and mean.requires_grad:
+        if emission.stands_for and losses.grad_fn is not None and mean.requires_grad:
             batches, emission.stands_for = emission.stands_for, 0
             self._selector.listen(rows, losses, batches)
         return mean
