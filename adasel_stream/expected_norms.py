@@ -150,7 +150,7 @@ def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
     >>> rows = Feedback(seen, even[:, None], even, even, even > 0, seen, seen.sqrt())
     >>> curve = with_trained(NormCurve.initial(), rows)
     >>> expected_norms(curve, torch.tensor([1.0, 2.0, 4.0, 8.0])).round(decimals=1)
-    tensor([1.0000, 1.6000, 2.0000, 2.0000])
+    tensor([1.2000, 1.6000, 1.9000, 2.0000])
     """
     place = _places(losses)
     below = place.long()
