@@ -138,12 +138,12 @@ class _Ear:
             sizes: norms of its input, shape (B,) or (B·T,), or None where they are not known.
             gradients: of the losses, times their factors, in the node's outputs.
         """
-        if self._waiting == 0:
+        if self._waiting == 0 or self._factors is None:  # told already, or a pass of something else
             return
         self._waiting -= 1
         gradient = gradients[output]
         try:
-            if gradient is not None and self._factors is not None:
+            if gradient is not None:
                 with torch.autocast(gradient.device.type, enabled=False):
                     norms = _norms(gradient.detach(), self._rows, sizes, one_number=one_number)
                     if norms is not None:

@@ -239,6 +239,18 @@ def test_whatever_is_made_of_the_losses_is_heard(made: Callable[[Tensor], Tensor
     torch.testing.assert_close(told, [want])
 
 
+def test_a_pass_that_is_not_of_the_losses_is_not_heard() -> None:
+    """As one for saliency, before the one that trains."""
+    model = network("a regression")
+    losses = model(model.rows())
+    want = by_autograd(model, losses)
+    told: list[Tensor | None] = []
+    assert watch_norms(losses, told.append)
+    torch.autograd.grad(model.output.sum(), list(model.head.parameters()), retain_graph=True)
+    weighted_mean(losses, WEIGHTS).backward()  # type: ignore[no-untyped-call] # untyped in torch
+    torch.testing.assert_close(told, [want])
+
+
 def test_heads_are_heard_together() -> None:
     """Whichever the pass comes by first."""
     for first in (True, False):
