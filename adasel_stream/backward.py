@@ -5,7 +5,8 @@ and hooks there see each row's gradient e, times what the pass multiplies the ro
 layers' inputs h are known as well. So ‖e‖·‖[h, 1]‖, the norm of the row's gradient in such a layer,
 takes no model, and no pass or graph of its own.
 
-Nothing here raises into a trainer's pass, waits for a device, or outlives the graph.
+No tensor of a kind that nobody foresaw ends a trainer's pass here, nothing waits for a device, and
+nothing outlives the graph.
 
 Source: Katharopoulos and Fleuret 2018, section 3.2.
 """
@@ -20,6 +21,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+
+from adasel_stream.precision import full_precision
 
 __all__ = ["watch_norms"]
 
@@ -114,8 +117,8 @@ class _Ear:
         self._waiting = layers
         self._tell = tell
         self._factors: Tensor | None = None
-        self._of_products: list[Tensor] = []
-        self._of_others: list[Tensor] = []
+        self._products: Tensor | None = None
+        self._other: Tensor | None = None
 
     def begin(self, factors: Tensor) -> None:
         """Hear what a pass multiplies each loss with, shape (B,)."""
@@ -144,21 +147,23 @@ class _Ear:
         gradient = gradients[output]
         try:
             if gradient is not None:
-                with torch.autocast(gradient.device.type, enabled=False):
+                with full_precision(gradient.device):
                     norms = _norms(gradient.detach(), self._rows, sizes, one_number=one_number)
                     if norms is not None:
-                        norms = norms / self._factors.to(norms).abs()
-                        (self._of_products if is_product else self._of_others).append(norms)
+                        self._take(norms / self._factors.to(norms).abs(), is_product=is_product)
         except Exception:  # tensors of other kinds: a trainer's pass must not end for this
             _log.debug("a layer's gradient cannot be read", exc_info=True)
         if self._waiting == 0:
-            self._end()
+            self._factors = None
+            self._tell(self._other if self._products is None else self._products)
 
-    def _end(self) -> None:
-        heard = self._of_products or self._of_others[:1]
-        self._of_products, self._of_others, self._factors = [], [], None
-        together = torch.stack([one.square() for one in heard]).sum(0).sqrt() if heard else None
-        self._tell(heard[0] if len(heard) == 1 else together)
+    def _take(self, norms: Tensor, *, is_product: bool) -> None:
+        """Put norms together with those of other products; anything else counts by itself."""
+        if is_product:
+            before = self._products
+            self._products = norms if before is None else torch.hypot(before, norms)
+        elif self._other is None:
+            self._other = norms
 
 
 def _layers(losses: Tensor) -> list[_Layer]:

@@ -1,11 +1,11 @@
-"""Losses that are not finite: told once, counted by windows, and given up on in the end."""
+"""What nothing comes of: losses that are not finite, and passes that are too short."""
 
 import logging
 from typing import Final
 
 from adasel_stream.errors import ScoreError
 
-__all__ = ["BarrenWindows"]
+__all__ = ["BarrenPasses", "BarrenWindows"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,4 +58,28 @@ class BarrenWindows:
                 f"none of the losses and gradients of the last {_MOST} windows is finite, so "
                 "that nothing could be chosen; look whether the model's weights are, and go on "
                 "from a snapshot of before"
+            )
+
+
+class BarrenPasses:
+    """Say once that a whole pass chose too few rows for a batch."""
+
+    def __init__(self) -> None:
+        """Begin with nothing said."""
+        self._told = False
+
+    def tell(self, waiting: int, batch_size: int | None) -> None:
+        """Take in that a pass emitted nothing.
+
+        Args:
+            waiting: rows that are chosen.
+            batch_size: rows that a batch has.
+        """
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "a whole pass over the source emitted nothing: %d rows are chosen, a batch has %d; "
+                "they wait for the next pass. Pass a smaller batch_size=, or a higher "
+                "sampling_rate=",
+                *(waiting, batch_size),
             )

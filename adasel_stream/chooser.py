@@ -18,6 +18,7 @@ from adasel_stream.draw import dealt
 from adasel_stream.loss_batch import Bounds, LossBatch, Method
 from adasel_stream.methods import needs, uniform
 from adasel_stream.paying import Gain, Rules, Watch, after_batch, after_costs, after_sight, gain_of
+from adasel_stream.precision import full_precision
 from adasel_stream.quota import Quota
 from adasel_stream.selection import Feedback, Selection, State
 from adasel_stream.telling import switch
@@ -278,8 +279,9 @@ class Chooser:
         """Move the method weights, and what is expected of losses, by rows that were trained on."""
         if self._policy.learn is None or self._state is None:
             return
-        self._state = self._policy.learn(self._state, feedback)
-        self._trained.learn(feedback)
+        with full_precision(feedback.losses.device):
+            self._state = self._policy.learn(self._state, feedback)
+            self._trained.learn(feedback)
 
     def state_dict(self) -> dict[str, Any]:
         """Describe the policy's state, the randomness and the count of rows."""

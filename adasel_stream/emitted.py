@@ -30,9 +30,9 @@ class Emitted(NamedTuple):
         probabilities: p, shape (batch_size,).
         inclusions: π, shape (batch_size,).
         importances: α of each method, shape (batch_size, M).
-        ids: int64, shape (batch_size,), or None without a record.
         chosen_by: the loss that a row was chosen by, NaN where there was none, shape (batch_size,);
             None where nobody learns from it.
+        ids: int64, shape (batch_size,), or None without a record.
         recorded: what the record had held, shape (batch_size, 2), float32: the loss, NaN where it
             was unknown, and its age in seconds; None without a record.
         proposed: for rows of the control arm the π that the scores would have given, where no last

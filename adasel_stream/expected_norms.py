@@ -21,12 +21,14 @@ given what is known of a row.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from adasel_stream.selection import Feedback
+from adasel_stream.updates import FORGETTING
 
 __all__ = ["NormCurve", "expected_norms", "with_trained"]
 
@@ -38,9 +40,6 @@ _ZERO: Final = 2 * _OCTAVES + 2
 
 _NOBODY: Final = 2 * _ZERO
 """The class of rows without a loss, the last one."""
-
-_FORGETTING: Final = 0.005
-"""Share of what is known that is lost with each batch, as `updates.variance` loses it."""
 
 _LEAST: Final = 100
 """From fewer rows nothing is concluded."""
@@ -58,7 +57,7 @@ _BORROWED: Final = 16.0
 """A class that has seen so many rows believes itself and its neighbours alike."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class NormCurve:
     """What trained rows have shown, by class.
 
@@ -66,26 +65,13 @@ class NormCurve:
         seen: how many rows, at most.
         rows: faded counts, shape (K,).
         squares: faded sums of squared gradient norms, shape (K,).
-        norms: what is expected, shape (K,).
-        steps: what more the next class expects, shape (K,).
         near: how much classes believe each other, shape (K, K); it never changes.
     """
 
     seen: int
     rows: Tensor
     squares: Tensor
-    norms: Tensor
-    steps: Tensor
     near: Tensor
-
-    @classmethod
-    def of(
-        cls, seen: int, rows: Tensor, squares: Tensor, near: Tensor | None = None
-    ) -> "NormCurve":
-        """Conclude what is expected from what was seen."""
-        near = _nearness(rows.device) if near is None else near
-        norms = _believed(rows, squares, near)
-        return cls(seen, rows, squares, norms, norms.diff(append=norms[-1:]), near)
 
     @classmethod
     def initial(cls, device: torch.device | None = None) -> "NormCurve":
@@ -95,18 +81,34 @@ class NormCurve:
         False
         """
         nothing = torch.zeros(_NOBODY + 1, device=device)
-        return cls.of(0, nothing, nothing)
+        return cls(0, nothing, nothing, _nearness(nothing.device))
 
     @property
     def known(self) -> bool:
         """Whether enough was seen to go by."""
         return self.seen >= _LEAST
 
+    @cached_property
+    def norms(self) -> Tensor:
+        """What each class expects, shape (K,): by its own rows while there are, else others'."""
+        total = self.squares.sum() / self.rows.sum().clamp(min=1)
+        known, own = torch.stack([self.rows, self.squares]) / (self.rows + _BORROWED)
+        near_known, near_own = torch.stack([known, own]) @ self.near
+        borrowed = torch.where(near_known > 0, near_own / near_known, total)
+        norms: Tensor = (own + (1 - known) * borrowed).sqrt()
+        return norms
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """What more the next class expects, shape (K,)."""
+        return self.norms.diff(append=self.norms[-1:])
+
     def to(self, device: torch.device) -> "NormCurve":
         """Bring it to a device."""
         if self.rows.device == device:
             return self
-        return NormCurve.of(self.seen, self.rows.to(device), self.squares.to(device))
+        tensors = (self.rows, self.squares, self.near)
+        return NormCurve(self.seen, *(one.to(device) for one in tensors))
 
     def state_dict(self) -> dict[str, Any]:
         """Describe what was seen."""
@@ -115,7 +117,8 @@ class NormCurve:
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "NormCurve":
         """Go on from what `state_dict` described."""
-        return cls.of(int(state["seen"]), state["rows"], state["squares"])
+        rows = state["rows"]
+        return cls(int(state["seen"]), rows, state["squares"], _nearness(rows.device))
 
 
 def with_trained(curve: NormCurve, feedback: Feedback) -> NormCurve:
@@ -134,9 +137,9 @@ def with_trained(curve: NormCurve, feedback: Feedback) -> NormCurve:
     away = (_places(losses)[:, None] - _classes(losses.device)).abs()
     shares = (1 - away).clamp(min=0) * valid[:, None]
     new = torch.stack([valid.float(), square]) @ shares
-    keep = 1 - _FORGETTING * feedback.batches
+    keep = 1 - FORGETTING * feedback.batches
     rows, squares = torch.stack([curve.rows, curve.squares]) * keep + new
-    return NormCurve.of(curve.seen + len(losses), rows, squares, curve.near)
+    return NormCurve(curve.seen + len(losses), rows, squares, curve.near)
 
 
 def expected_norms(curve: NormCurve, losses: Tensor) -> Tensor:
@@ -162,16 +165,6 @@ def _largest(curve: NormCurve) -> Tensor:
     mean = curve.squares.sum() / curve.rows.sum().clamp(min=1)
     known = curve.rows.sum() >= _LEAST
     return torch.where(known & (mean > 0), _OUTLIER * mean, _HUGE).clamp(max=_HUGE)
-
-
-def _believed(rows: Tensor, squares: Tensor, near: Tensor) -> Tensor:
-    """Give what each class expects: from its own rows as far as there are, else from others'."""
-    total = squares.sum() / rows.sum().clamp(min=1)
-    known, own = torch.stack([rows, squares]) / (rows + _BORROWED)
-    near_known, near_own = torch.stack([known, own]) @ near
-    borrowed = torch.where(near_known > 0, near_own / near_known, total)
-    norms: Tensor = (own + (1 - known) * borrowed).sqrt()
-    return norms
 
 
 def _places(losses: Tensor) -> Tensor:

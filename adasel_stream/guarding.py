@@ -128,6 +128,7 @@ def guarding_for(
         recorded: whether a record tells instances apart.
 
     Raises:
+        TypeError: guards are something else.
         ValueError: repeats are to be counted and there is no record.
 
     >>> guarding_for(None, 0.2, recorded=False) is None
@@ -135,6 +136,8 @@ def guarding_for(
     """
     if guards is None:
         return None
+    if not isinstance(guards, Guards):
+        raise TypeError(f"guards must be such as Guards(cap=0.2), got {type(guards).__name__}")
     if guards.repeats is not None and not recorded:
         raise ValueError(
             "guards.repeats needs record= and ids=, which tell instances apart; leave it out, or "

@@ -1,6 +1,5 @@
 """`SelectingLoader`: between a stream of candidate batches and its trainer."""
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from adasel_stream.adaselection import Policy
 from adasel_stream.agreement import FORMAT, check_state, metrics_for
+from adasel_stream.barren import BarrenPasses
 from adasel_stream.candidates import Candidates
 from adasel_stream.chooser import Chooser
 from adasel_stream.costs import Cost, cost_of, tell
@@ -32,13 +32,11 @@ from adasel_stream.rows import usable
 from adasel_stream.scorers import Score, scorer_for
 from adasel_stream.selector import Selector
 from adasel_stream.serving import LossFeed
-from adasel_stream.stopping import StopIndicator
+from adasel_stream.stopping import StopIndicator, indicator_for
 from adasel_stream.types import Batch, Ids, Sample
 from adasel_stream.windows import gather, window_of
 
 __all__ = ["SelectingLoader"]
-
-_log = logging.getLogger(__name__)
 
 
 class SelectingLoader:
@@ -129,9 +127,8 @@ class SelectingLoader:
         last_layer = last_layer_for(wanted, recorded, bare=bare)
         scorer = scorer_for(score, model, autocast=autocast, last_layer=last_layer)
         chooser = Chooser(named, rule, sampling_rate=sampling_rate, seed=seed)
-        watched = StopIndicator() if stop is None else stop
-        _check_type("stop", watched, StopIndicator, "StopIndicator(callback)")
-        _check_type("guards", guards, Guards | None, "Guards(cap=0.2)")
+        watched = indicator_for(stop)
+        guarding = guarding_for(guards, sampling_rate, recorded=recorded)
         self._candidates = Candidates(source, replay=replay)
         self._window = window_of(window, wide=not rule.whole_batches)
         self.metrics = metrics_for(
@@ -147,7 +144,7 @@ class SelectingLoader:
             device=home,
             decoder=self._decoder,
             stop=watched,
-            guarding=guarding_for(guards, sampling_rate, recorded=recorded),
+            guarding=guarding,
             proxy=ProxyWatch(score.floor) if isinstance(score, Proxy) else None,
             metrics=self.metrics,
         )
@@ -173,7 +170,7 @@ class SelectingLoader:
         self._pass: object = None
         self._over = False
         self._goes_on = False
-        self._told_barren = False
+        self._barren = BarrenPasses()
         counts: Any = source if isinstance(getattr(source, "counts", None), Mapping) else None
         self.metrics.watch(source=counts)
         self._own_feed: LossFeed | None = None
@@ -237,7 +234,7 @@ class SelectingLoader:
             if self._pass is mine:
                 self._over = False
                 if barren and self._selector.waiting:
-                    self._tell_of_barren_pass()
+                    self._barren.tell(self._selector.waiting, self._selector.batch_size)
             elif self._pass is not None:
                 raise AdaselError(
                     "this pass is over: the loader was iterated anew or its state was loaded. Use "
@@ -353,28 +350,11 @@ class SelectingLoader:
                 self._over = not self._offer()
             elif (emitted := self._selector.pop()) is not None:
                 return emitted
-        if self._selector.stuck:
-            _log.warning(
-                "this pass was over when its state was saved, and batches of a type of your own "
-                "cannot be built before the next candidates show how: its last rows come at the "
-                "beginning of the next pass"
-            )
         self._selector.finish()
         emitted = self._selector.pop()
         if emitted is None and self._decoder is not None:
             self._decoder.check_success()
         return emitted
-
-    def _tell_of_barren_pass(self) -> None:
-        """Say once that a whole pass chose too few rows for a batch."""
-        if not self._told_barren:
-            self._told_barren = True
-            _log.warning(
-                "a whole pass over the source emitted nothing: %d rows are chosen, a batch has %d; "
-                "they wait for the next pass. Pass a smaller batch_size=, or a higher "
-                "sampling_rate=",
-                *(self._selector.waiting, self._selector.batch_size),
-            )
 
     def _offer(self) -> bool:
         """Offer the next candidates; False where the source ends before."""
@@ -409,8 +389,3 @@ class SelectingLoader:
         if self._step_began_s is not None:
             self.metrics.observe_step(time.perf_counter() - self._step_began_s)
             self._step_began_s = None
-
-
-def _check_type(name: str, given: object, wanted: Any, example: str) -> None:
-    if not isinstance(given, wanted):
-        raise TypeError(f"{name} must be such as {example}, got {type(given).__name__}")

@@ -255,7 +255,11 @@ def after_costs(watch: Watch, *, selecting_s: float, training_s: float) -> Watch
 
 
 def after_sight(watch: Watch, *, seen: bool) -> Watch:
-    """Take in that gradients of trained rows can be seen, or can not.
+    """Take in whether gradients of trained rows can be seen, where losses alone are known.
+
+    Args:
+        watch: what was seen before.
+        seen: whether they were, or time and again were not.
 
     >>> after_sight(Watch(), seen=False).reason
     'unseen'

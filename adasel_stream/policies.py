@@ -134,8 +134,8 @@ def auto(
     any, those of trained rows elsewhere. Rows are laid out by where they pull the model, so that
     those that are drawn represent the others (`draw.by_pull`). A control arm is drawn evenly, the
     gain over uniform is estimated all along, and where its interval excludes a gain, where losses
-    turn non-finite or drift, or where the arithmetic says that it cannot pay, rows are drawn evenly
-    until it is over (`paying`).
+    turn non-finite or drift, where no gradient can be seen to judge by, or where the arithmetic
+    says that it cannot pay, rows are drawn evenly until it is over (`paying`).
 
     Args:
         exploration: share of the draw that is even, in (0, 1]; weights are at most 1/exploration.

@@ -1,5 +1,6 @@
 """From a candidate batch to selected rows that wait, and from their fresh losses to learning."""
 
+import logging
 from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
@@ -23,6 +24,7 @@ from adasel_stream.loss_batch import Bounds, LossBatch
 from adasel_stream.metrics import Metrics
 from adasel_stream.outgoing import Outgoing
 from adasel_stream.paying import Gain
+from adasel_stream.precision import full_precision
 from adasel_stream.proxy import ProxyWatch
 from adasel_stream.repeats import Repeats
 from adasel_stream.reporting import Reporting
@@ -32,6 +34,8 @@ from adasel_stream.stopping import StopIndicator
 from adasel_stream.types import Batch, Ids
 
 __all__ = ["Selector"]
+
+_log = logging.getLogger(__name__)
 
 SHOWN = (
     *("method_weight_ratio", "method_loss", "selection_effective_ratio"),
@@ -123,11 +127,6 @@ class Selector:
         return len(self._outgoing)
 
     @property
-    def stuck(self) -> bool:
-        """Whether rows wait that cannot be emitted, as nobody knows the structure of batches."""
-        return not self.knows_structure and (self.waiting > 0 or self._known.gathering)
-
-    @property
     def gain(self) -> Gain:
         """Gain over uniform sampling."""
         return self._chooser.gain
@@ -194,6 +193,12 @@ class Selector:
         """Choose from rows that wait for others of their kind: no more will come."""
         if self.knows_structure:
             self._choose_all(rest=True)
+        elif self.waiting or self._known.gathering:
+            _log.warning(
+                "this pass was over when its state was saved, and batches of a type of your own "
+                "cannot be built before the next candidates show how: its last rows come at the "
+                "beginning of the next pass"
+            )
 
     def learn(self, last: Emitted, losses: Tensor) -> int:
         """Hand fresh losses of an emitted batch, shape (batch_size,), to record and policy.
@@ -274,7 +279,8 @@ class Selector:
             failure = self._known.failure
             if failure is not None:
                 self._metrics.samples_dropped["score_error"] += failure.rows
-            with self._metrics.phase("select"):
+            device = judged.scored.losses.device
+            with self._metrics.phase("select"), full_precision(device):
                 self._choose(judged)
             if failure is not None:
                 raise failure.error

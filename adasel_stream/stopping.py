@@ -45,7 +45,7 @@ from adasel_stream.loss_batch import LARGEST_LOSS
 from adasel_stream.paying import Gain
 from adasel_stream.trend import error_of, normal, student, trend_of
 
-__all__ = ["StopIndicator"]
+__all__ = ["StopIndicator", "indicator_for"]
 
 _log = logging.getLogger(__name__)
 
@@ -321,3 +321,19 @@ def _nothing_to_prefer(gain: tuple[int, float, float], least: float) -> float:
         return 1.0
     margin, error = least - mean / known, (high - mean) / known / 2
     return normal(margin / error) if error > 0 else float(margin > 0)
+
+
+def indicator_for(stop: StopIndicator | None) -> StopIndicator:
+    """Give the indicator that was passed, or one that calls nobody.
+
+    Raises:
+        TypeError: it is something else, such as the callback itself.
+
+    >>> indicator_for(None).value
+    nan
+    """
+    if stop is None:
+        return StopIndicator()
+    if not isinstance(stop, StopIndicator):
+        raise TypeError(f"stop must be such as StopIndicator(callback), got {type(stop).__name__}")
+    return stop

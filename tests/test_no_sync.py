@@ -131,6 +131,19 @@ def test_scoring_with_a_model_waits_for_nothing(
     assert loader.metrics.steps == 4
 
 
+def test_hearing_gradients_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where losses alone are known, the backward pass says how large gradients are."""
+    with pretended_device(monkeypatch):
+        with torch.device(DEVICE):
+            model = small_model()
+        loader = SelectingLoader(
+            stream_on(DEVICE), score=lambda batch: batch["loss"], sampling_rate=0.5, window=1
+        )
+        with NoWaiting():
+            train(loader, model)
+    assert loader.metrics.policy_updates == loader.metrics.steps > 1
+
+
 def test_guards_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Caps, slices and their counts, in a draw and in a top-k."""
     guards = Guards(cap=0.2, slices={"half": (lambda batch: batch["x"][:, 0] > 0.5, 0.3)})
