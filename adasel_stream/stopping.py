@@ -330,7 +330,7 @@ def indicator_for(stop: StopIndicator | None) -> StopIndicator:
         TypeError: it is something else, such as the callback itself.
 
     >>> indicator_for(None).value
-    nan
+    0.0
     """
     if stop is None:
         return StopIndicator()

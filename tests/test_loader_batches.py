@@ -193,7 +193,7 @@ def test_a_pass_that_emits_nothing_says_so_once(caplog: pytest.LogCaptureFixture
     again = SelectingLoader(batches([6]), score=loss, sampling_rate=0.5, batch_size=8)
     again.load_state_dict(loader.state_dict())
     assert not list(again)
-    told = [one.message for one in caplog.records if one.name == "adasel_stream.loader"]
+    told = [one.message for one in caplog.records if one.name == "adasel_stream.barren"]
     assert told == [
         "a whole pass over the source emitted nothing: 3 rows are chosen, a batch has 8; they wait "
         "for the next pass. Pass a smaller batch_size=, or a higher sampling_rate="
