@@ -23,7 +23,7 @@ from adasel_stream.loss_batch import LossBatch, Method, Preference
 from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.paying import Rules
 from adasel_stream.selection import Selection, State
-from adasel_stream.updates import Learn, Update, mixed
+from adasel_stream.updates import Foresee, Learn, Update, mixed
 
 __all__ = [
     "Policy",
@@ -44,9 +44,6 @@ Kernel: TypeAlias = Callable[
     tuple[State, Selection] | None,
 ]
 """A faster way to a policy's own selection, for the batches that it can take, else None."""
-
-Foresee: TypeAlias = Callable[[State, Tensor, Sequence[Preference], LossBatch, int], State]
-"""From the state, importances, preferences, the batch and k to new log weights."""
 
 Reward: TypeAlias = Callable[[Tensor, int], Tensor]
 """Eq. (4): log r of each row, (b,), from losses and t."""

@@ -1,30 +1,33 @@
-"""The unbiased step on a CPU, in a fraction of the time: tables instead of equations.
+"""The steps of `unbiased` and `aligned` on a CPU: tables instead of equations.
 
 Rank importances depend on a loss only through its rank, so the importance of the r-th smallest
 loss is a constant of b and the method. One step is then a sort, a weighted sum of constant rows
-and the draw, all in numpy, whose calls cost a third of torch's at these sizes.
+and the choice, all in numpy, whose calls cost a third of torch's at these sizes.
 `adaselection.step` says what is computed; this module computes the same, and leaves a batch to it
-where it cannot: on an accelerator, with masked rows, or with methods that it does not know.
+where it cannot: on an accelerator, with masked rows, or with methods that it does not know. A
+method that goes by something else than the losses costs `aligned` a sort of its own.
 
 Sums go through einsum, not `@`: a BLAS wakes its threads for them, which takes longer than the sum.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from adasel_stream import methods as candidate
 from adasel_stream.filling import inclusions
 from adasel_stream.importances import RANK_SHARPNESS
-from adasel_stream.loss_batch import LossBatch, Method
+from adasel_stream.loss_batch import LossBatch, Method, Preference
+from adasel_stream.ranking import top_k
 from adasel_stream.selection import Selection, State
-from adasel_stream.updates import mixed_on_host
+from adasel_stream.updates import Foresee, mixed_on_host
 
-__all__ = ["unbiased_by_ranks"]
+__all__ = ["aligned_by_ranks", "unbiased_by_ranks"]
 
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 Rows: TypeAlias = npt.NDArray[np.int64]
@@ -39,7 +42,16 @@ BY_RANK: frozenset[Method] = frozenset(
         candidate.coresets_2,
     }
 )
-"""Methods whose rank importances follow from the order of the losses and their mean."""
+"""Methods whose rank importances follow from the order of the losses and their mean; `uniform`
+does where the draw itself is random."""
+
+BY_VALUE: Mapping[Method, Callable[[LossBatch], Tensor]] = {
+    candidate.uniform: lambda batch: _there(batch.noise),
+    candidate.gradient_norm: lambda batch: _there(batch.gradient_norms),
+    candidate.METHODS["alignment"]: lambda batch: batch.alignments,
+}
+"""Methods whose rank importances follow from the order of something else, shape (b,), where rows
+are ranked: by a top-k."""
 
 
 def unbiased_by_ranks(
@@ -93,6 +105,80 @@ def unbiased_by_ranks(
         now,
     )
     return State(state.step + 1, state.log_weights, now, state.trend), selection
+
+
+def aligned_by_ranks(
+    state: State,
+    batch: LossBatch,
+    k: int,
+    methods: Mapping[str, Method],
+    generator: torch.Generator | None,
+    *,
+    foresee: Foresee,
+    floor: float,
+) -> tuple[State, Selection] | None:
+    """Take the step of the policy `aligned` by table, or return None to leave it.
+
+    Args:
+        state: what the batches before left behind.
+        batch: candidates with their last layer.
+        k: how many to choose, in [1, b].
+        methods: candidate methods by name.
+        generator: unused; nothing is drawn.
+        foresee: moves the weights of the methods, as the policy's own `foresee`.
+        floor: least weight of each method.
+
+    Returns:
+        the next state and the selection that `adaselection.step` would give, up to rounding.
+    """
+    del generator
+    if batch.losses.device.type != "cpu" or batch.finite is not None or batch.bounds is not None:
+        return None
+    if batch.last_layer is None or batch.gradient_norms is None or batch.noise is None:
+        return None
+    if not (BY_RANK | BY_VALUE.keys()).issuperset(methods.values()):
+        return None
+    losses = batch.losses.numpy()
+    importances = _in_rows(batch, tuple(methods.values()))  # Eq. (2), (M, b)
+    preferences = [cast(Preference, method(batch)) for method in methods.values()]
+    foreseen = foresee(state, torch.from_numpy(importances), preferences, batch, k)
+    log_weights = foreseen.log_weights
+    method_weights = mixed_on_host(log_weights.numpy(), floor)
+    p = np.einsum("m,mb->b", method_weights, importances)  # Eq. (5)
+    rows = top_k(torch.from_numpy(p), k).numpy()  # Eq. (6)
+    now = torch.from_numpy(np.einsum("mb,b->m", importances, losses))
+    ones = torch.ones(k, dtype=batch.losses.dtype)
+    selection = Selection(
+        torch.from_numpy(rows),
+        ones,
+        torch.from_numpy(p.take(rows)),
+        ones,
+        torch.from_numpy(importances.take(rows, axis=1)).T,
+        torch.from_numpy(method_weights),
+        now,
+    )
+    return State(state.step + 1, log_weights, now, state.trend), selection
+
+
+def _in_rows(batch: LossBatch, methods: tuple[Method, ...]) -> Floats:
+    """Give Eq. (2) for candidates as they come, shape (M, b)."""
+    losses, order = batch.losses.numpy(), batch.order.numpy()
+    known = tuple(method for method in methods if method not in BY_VALUE)
+    tables = iter(_importances(losses.take(order), known) if known else ())
+    importances = np.empty((len(methods), losses.size), dtype=losses.dtype)
+    for own, method in zip(importances, methods, strict=True):
+        if method not in BY_VALUE:
+            own[order] = next(tables)
+            continue
+        values = BY_VALUE[method](batch).to(batch.losses.dtype).numpy()
+        ascending = values.argsort()
+        own[ascending] = _with_ties((candidate.big_loss,), values.take(ascending))[0]
+    return importances
+
+
+def _there(values: Tensor | None) -> Tensor:
+    assert values is not None, "the batch was looked at"
+    return values
 
 
 def _importances(ascending: Floats, methods: tuple[Method, ...]) -> Floats:

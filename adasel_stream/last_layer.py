@@ -44,6 +44,10 @@ class LastLayer:
             torch.where(mask, self.residuals, 0.0), torch.where(mask, self.features, 0.0)
         )
 
+    def of(self, rows: Tensor) -> "LastLayer":
+        """Take some rows out, of indices of shape (k,), int64."""
+        return LastLayer(self.residuals.index_select(0, rows), self.features.index_select(0, rows))
+
 
 def gradient_norms(last: LastLayer) -> Tensor:
     """Bound each row's gradient norm: ‖e‖ · ‖[h, 1]‖, summed over tokens, shape (b,), float32.
@@ -88,8 +92,7 @@ def mean_gradients(last: LastLayer, rows: Tensor) -> Tensor:
         last: quantities of b rows.
         rows: which rows are in each set, shape (M, k), int64.
     """
-    sets = (LastLayer(last.residuals[own], last.features[own]) for own in rows.unbind(0))
-    return torch.stack([mean_gradient(own) for own in sets])
+    return torch.stack([mean_gradient(last.of(own)) for own in rows.unbind(0)])
 
 
 def alignments(last: LastLayer, gradient: Tensor) -> Tensor:
@@ -105,8 +108,8 @@ def alignments(last: LastLayer, gradient: Tensor) -> Tensor:
     """
     residuals, features = last.residuals.float(), last.features.float()
     # with rows last: on a CPU that takes half as long as h Gᵀ
-    along = gradient[:, :-1] @ features.flatten(0, -2).T + gradient[:, -1:]
-    products = (along * residuals.flatten(0, -2).T).sum(0)
+    along = torch.addmm(gradient[:, -1:], gradient[:, :-1], features.flatten(0, -2).T)
+    products = along.mul_(residuals.flatten(0, -2).T).sum(0)
     return _per_row(products.reshape(residuals.shape[:-1]))
 
 

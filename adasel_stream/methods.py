@@ -22,6 +22,7 @@ from torch import Tensor
 from adasel_stream import related_methods as related
 from adasel_stream.errors import MethodError
 from adasel_stream.loss_batch import LossBatch, Method, Preference
+from adasel_stream.ranking import top_k
 
 __all__ = [
     "DEFAULT_METHODS",
@@ -156,7 +157,7 @@ def _from_both_ends(batch: LossBatch, _k: int) -> Tensor:
     """Order rows largest, smallest, second largest, second smallest; lower indices first."""
     turns = []
     for sign, first in ((1, 0), (-1, 1)):
-        order = torch.sort(batch.masked(sign * batch.losses), descending=True, stable=True).indices
+        order = top_k(batch.masked(sign * batch.losses), batch.losses.shape[0])
         turn = torch.arange(first, 2 * order.shape[0], 2, device=order.device)
         turns.append(torch.empty_like(order).scatter_(0, order, turn))
     return -torch.minimum(*turns).to(batch.losses.dtype)

@@ -10,7 +10,7 @@ from typing import Literal
 from adasel_stream import draw, importances
 from adasel_stream.adaselection import Policy, curriculum, expected_losses, picked_losses
 from adasel_stream.arguments import number
-from adasel_stream.kernel import unbiased_by_ranks
+from adasel_stream.kernel import aligned_by_ranks, unbiased_by_ranks
 from adasel_stream.methods import DEFAULT_METHODS
 from adasel_stream.paying import Rules
 from adasel_stream.proportion import auto_in_proportion
@@ -106,16 +106,18 @@ def aligned(*, rate: float = 0.5, forgetting: float = 0.05) -> Policy:
         raise ValueError(f"rate must be above 0, got {rate}")
     if not 0 <= forgetting < 1:
         raise ValueError(f"forgetting must be in [0, 1), got {forgetting}")
+    foresee, floor = partial(alignment, rate=rate, forgetting=forgetting), 0.02
     return Policy(
         name="aligned",
         importances=importances.rank,
         method_losses=expected_losses,
         choose=draw.top,
-        foresee=partial(alignment, rate=rate, forgetting=forgetting),
+        foresee=foresee,
         methods=(*DEFAULT_METHODS, "gradient_norm", "alignment"),
         needs=frozenset({"last_layer"}),
-        floor=0.02,
+        floor=floor,
         noisy=True,
+        kernel=partial(aligned_by_ranks, foresee=foresee, floor=floor),
         settings={"rate": rate, "forgetting": forgetting},
     )
 

@@ -76,7 +76,7 @@ def top_k(values: Tensor, k: int) -> Tensor:
 
 def _top_on_host(values: npt.NDArray[Any], k: int) -> npt.NDArray[Any]:
     order = np.argsort(-values, axis=-1)[..., : k + 1]
-    largest = np.take_along_axis(values, order, axis=-1)
+    largest = values.take(order) if values.ndim == 1 else np.take_along_axis(values, order, -1)
     if (largest[..., 1:] == largest[..., :-1]).any():  # ties: a stable sort is slower
         order = np.argsort(-values, axis=-1, kind="stable")
     return order[..., :k]

@@ -22,6 +22,7 @@ from adasel_stream.loss_batch import LossBatch, Preference
 from adasel_stream.selection import Feedback, State
 
 __all__ = [
+    "Foresee",
     "Learn",
     "Update",
     "alignment",
@@ -60,6 +61,9 @@ LARGEST_GAIN = 5.0
 
 Update: TypeAlias = Callable[[State, Tensor], State]
 """From the state and the method losses of a candidate batch, (M,), to new log weights."""
+
+Foresee: TypeAlias = Callable[[State, Tensor, Sequence[Preference], LossBatch, int], State]
+"""From the state, importances, preferences, the batch and k to new log weights."""
 
 Learn: TypeAlias = Callable[[State, Feedback], State]
 """From the state and fresh losses of trained rows to new log weights."""
