@@ -1,121 +1,153 @@
-"""The last linear layer of a model: which it is, and its residuals and features.
+"""The last linear layers of a model: which they are, and their residuals and features.
 
-Heads are the layers that the losses depend on when all outputs of linear layers are held fixed; of
-several the last one called whose output the losses follow row by row is taken. As a rule it is the
-one that the model defines last, or is called after that; losses are then computed once to find it,
-as for any other batch.
+Heads are the layers that the losses depend on when all outputs of linear layers are held fixed, and
+whose output they follow row by row: one as a rule, several where there are several tasks. Losses of
+the first candidates are differentiated to find them, as for any other batch; that takes as much
+memory as training on these candidates does, and where there is not so much, the layer that is
+defined last is looked at alone.
 
 Where something else than an `nn.Linear` comes last, such as `F.linear` with an embedding's weight,
-a layer before it is taken: its gradients are as true, if not the last ones, and the log says so.
+the layer called last before it is taken: its gradients are as true, if not the last ones, and the
+log says so.
 """
 
 import logging
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
+from torch.nn.functional import pad
 
 from adasel_stream.errors import ScoreError
 from adasel_stream.types import Scored
-from adasel_stream.watching import Watched, watched
+from adasel_stream.watching import Call, Watched, watched
 
-__all__ = ["Found", "find_head", "last_layer_of"]
+__all__ = ["Found", "find_heads", "last_layer_of"]
 
 _log = logging.getLogger(__name__)
 
 _ADVICE = "let score return Scored(losses, residuals, features), or choose methods without it"
 
+_MOST_HEADS: Final = 8
+"""Of more layers that the losses depend on, as where each adds to the same stream, one is taken."""
+
 
 class Found(NamedTuple):
-    """What a search for the head came to.
+    """What a search for heads came to.
 
     Attributes:
-        seen: what the score gave, and the calls of layers, those of the head among them.
-        head: the layer, or None.
-        sure: whether it is beyond doubt: a single row, or rows without gradient, cannot show which
-            rows are whose.
-        why: why there is no head, or "" where the score gave something else than bare losses.
+        seen: what the score gave, and the calls of layers, those of heads among them.
+        heads: the layers, in the order of their last calls; empty where there are none.
+        sure: whether they are beyond doubt: a single row, or rows without gradient, cannot show
+            which rows are whose.
+        why: why there are none, or "" where the score gave something else than bare losses.
     """
 
     seen: Watched
-    head: nn.Linear | None = None
+    heads: tuple[nn.Linear, ...] = ()
     sure: bool = False
     why: str = ""
 
 
-def find_head(model: nn.Module, score: Callable[[], Scored]) -> Found:
-    """Find the last linear layer called whose output the losses follow row by row.
+def find_heads(model: nn.Module, score: Callable[[], Scored]) -> Found:
+    """Find the linear layers whose outputs the losses follow row by row, with no other behind.
 
     Args:
         model: whose layers to look through, wrapped or not.
         score: computes losses, shape (b,), by calling the model.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-    >>> found = find_head(model, lambda: Scored(model(torch.rand(5, 3)).square().sum(1)))
-    >>> found.head is model[2], found.sure
+    >>> found = find_heads(model, lambda: Scored(model(torch.rand(5, 3)).square().sum(1)))
+    >>> found.heads == (model[2],), found.sure
     (True, True)
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    found = _found(watched(layers, score, start=next(reversed(layers), None)), model)
-    if found.why and found.seen.passed and not found.seen.calls:  # defined, but not called
-        found = _found(watched(layers, score, start=found.seen.passed[-1]), model)
-    if found.why and found.seen.passed:
+    try:
         found = _found(watched(layers, score), model)
-    if found.sure and (after := _parameters_after(found.seen, model)):
+    except torch.OutOfMemoryError:
+        _log.warning(
+            "there is no memory to look for all last layers of %s at once: the one that is defined "
+            "last is looked at alone, and if there are others, gradients are not of them",
+            type(model).__name__,
+        )
+        found = _found(watched(layers, score, start=layers[-1]), model)
+    if not found.sure:
+        return found
+    after = _parameters_after(found.seen, model)
+    if any(parameter.numel() > 1 for _, parameter in after):
+        found = found._replace(heads=found.heads[-1:])
+    if after:
         _log.warning(
             "gradients are those of the last linear layer of %s, after which other "
             "parameters still act (%d), such as %s; for those of the last layer, %s",
-            *(type(model).__name__, len(after), after[0], _ADVICE),
+            *(type(model).__name__, len(after), after[0][0], _ADVICE),
+        )
+    if len(found.heads) > 1:
+        names = {id(layer): name for name, layer in model.named_modules()}
+        _log.info(
+            "gradients are those of %d last layers of %s together: %s",
+            *(len(found.heads), type(model).__name__),
+            ", ".join(names[id(head)] for head in found.heads),
         )
     return found
 
 
 def last_layer_of(found: Found) -> Scored:
-    """Give the losses with residuals and features of the head.
+    """Give the losses with residuals and features of the heads.
 
-    Where it was called several times their quantities stand side by side, as those of tokens do,
-    each with the other outputs held fixed. So do those of sequences whose rows come flattened,
+    Heads that have the same input count as one with all outputs. Otherwise the quantities of
+    different calls stand side by side, as those of tokens do, each with the other outputs held
+    fixed; those of different heads are 0 in the outputs of others. A head that is called, but that
+    no loss depends on this time, has residuals of 0. Sequences may have their rows flattened,
     (b·T, c); whether they are whole is looked at each time, which waits for the device.
 
     Args:
-        found: losses, shape (b,), floating point, with the head's calls.
+        found: losses, shape (b,), floating point, with the heads' calls.
 
     Returns:
         losses without graph, residuals (b, [T,] c) and features (b, [T,] h).
 
     Raises:
-        ScoreError: there is no head, or the losses do not follow it row by row.
+        ScoreError: there is no head, or the losses do not follow all of them row by row.
 
     >>> head = nn.Linear(3, 2)
     >>> seen = watched([head], lambda: Scored(head(torch.ones(5, 3)).sum(1)))
-    >>> last_layer_of(Found(seen, head)).residuals[0]
+    >>> last_layer_of(Found(seen, (head,))).residuals[0]
     tensor([1., 1.])
     """
-    seen, head = found.seen, found.head
-    if head is None:
+    seen, heads = found.seen, found.heads
+    if not heads:
         raise ScoreError(found.why)
     losses = seen.scored.losses
     rows = len(losses)
-    own = [call for call in seen.calls if call.layer is head]
-    flattened = any(len(call.mark) != rows for call in own)
-    residuals = _residuals(seen, head) if losses.requires_grad else {}
-    if not residuals or (flattened and not _follow(seen, head, residuals)):
+    calls = _calls_of(seen, heads)
+    flattened = any(len(call.mark) != rows for call in calls)
+    residuals = _residuals(losses, calls) if losses.requires_grad else {}
+    own = {call: one for call, one in residuals.items() if one is not None}
+    if len(own) == len(residuals) > 0:
+        there = {call.layer for call in own}
+        idle = {call.layer: call for call in calls if call.layer not in there}
+        zeros = {call: _by_row(torch.zeros_like(call.mark), rows) for call in idle.values()}
+        own |= {call: one for call, one in zeros.items() if one is not None}
+    if {call.layer for call in own} != set(heads) or (
+        flattened and not all(_follow(losses, residuals).values())
+    ):
         raise ScoreError(
             f"the losses of {rows} rows do not follow the last linear layer row by row, as those "
             "of the first candidates did; let score take the same way through the model for every "
             "batch, rows first, or let it return Scored(losses, residuals, features)"
         )
-    features = [_by_row(own[i].features, rows) for i in residuals]
-    return Scored(losses.detach(), _side_by_side(residuals.values()), _side_by_side(features))
+    return Scored(losses.detach(), *_together(own, heads, rows))
 
 
 def _found(seen: Watched, model: nn.Module) -> Found:
     losses, name = seen.scored.losses, type(model).__name__
     if seen.scored.residuals is not None or not _one_a_row(losses):
         return Found(seen)
-    layers = list(dict.fromkeys(call.layer for call in reversed(seen.calls)))
+    layers = list(dict.fromkeys(call.layer for call in reversed(seen.calls)))[::-1]
     if not layers:
         return Found(
             seen,
@@ -128,10 +160,18 @@ def _found(seen: Watched, model: nn.Module) -> Found:
             why=f"the losses have no gradient in any of the {len(layers)} linear layers of {name}; "
             f"call it without torch.no_grad, inference_mode and detach; or {_ADVICE}",
         )
-    for head in layers:
-        residuals = _residuals(seen, head)
-        if residuals and _follow(seen, head, residuals):
-            return Found(seen, head, _are_telling(residuals))
+    residuals = _residuals(losses, seen.calls)
+    follow = _follow(losses, residuals)
+    used = {call.layer for call in residuals}
+    strays = {call.layer for call, one in residuals.items() if one is None or not follow[call]}
+    heads = [layer for layer in layers if layer in used - strays]
+    heads = [layer for layer in heads if _is_trained(layer)] or heads
+    if heads:
+        # a score that computes gradients of its own keeps its graph, in which all layers act
+        if len(heads) > _MOST_HEADS or not all(call.cut for call in seen.calls):
+            heads = heads[-1:]
+        own = [one for call, one in residuals.items() if call.layer in heads and one is not None]
+        return Found(seen, tuple(heads), _are_telling(own))
     return Found(
         seen,
         why=f"the losses follow none of the {len(layers)} linear layers of {name} row by row, each "
@@ -144,37 +184,47 @@ def _one_a_row(losses: object) -> bool:
     return isinstance(losses, Tensor) and losses.ndim == 1 and losses.is_floating_point()
 
 
-def _residuals(seen: Watched, head: nn.Linear, weights: Tensor | None = None) -> dict[int, Tensor]:
-    """Differentiate weighted losses in the output of each call of the head.
+def _is_trained(layer: nn.Linear) -> bool:
+    return any(parameter.requires_grad for parameter in layer.parameters())
 
-    Calls that the losses do not depend on are left out; all are where one has no row for each
-    loss.
+
+def _calls_of(seen: Watched, heads: Iterable[nn.Linear]) -> list[Call]:
+    return [call for call in seen.calls if call.layer in heads]
+
+
+def _residuals(
+    losses: Tensor, calls: Sequence[Call], weights: Tensor | None = None
+) -> dict[Call, Tensor | None]:
+    """Differentiate weighted losses in the output of each call of a layer.
+
+    Calls that the losses do not depend on are left out; those with no row for each loss have None.
     """
-    losses = seen.scored.losses
-    own = [call for call in seen.calls if call.layer is head]
     weights = torch.ones_like(losses) if weights is None else weights
-    marks = [call.mark for call in own]
     gradients = list[Tensor | None](
-        torch.autograd.grad(losses, marks, weights, retain_graph=True, allow_unused=True)
+        torch.autograd.grad(
+            losses, [call.mark for call in calls], weights, retain_graph=True, allow_unused=True
+        )
     )
-    used = [(i, one) for i, one in enumerate(gradients) if one is not None]
-    found = {i: _by_row(one, len(losses)) for i, one in used}
-    there = {i: residuals for i, residuals in found.items() if residuals is not None}
-    return there if len(there) == len(found) else {}
+    pairs = zip(calls, gradients, strict=True)
+    return {call: _by_row(one, len(losses)) for call, one in pairs if one is not None}
 
 
-def _follow(seen: Watched, head: nn.Linear, residuals: dict[int, Tensor]) -> bool:
-    """Say whether each loss depends on the outputs of its own row alone.
+def _follow(losses: Tensor, residuals: dict[Call, Tensor | None]) -> dict[Call, bool]:
+    """Say of which calls each loss depends on the outputs of its own row alone.
 
     If so, losses that are multiplied by powers of two have residuals that are, to the last digit.
     Rows without finite gradient say nothing.
     """
-    losses = seen.scored.losses
     place = torch.arange(len(losses), device=losses.device, dtype=torch.float32)
     # by the golden section: rows at any distance differ somewhere
     factors = torch.exp2((place * 0.618034 % 1 * 4).floor()).to(losses.dtype)
-    scaled = _residuals(seen, head, factors)
-    return _all_zero([_differ(scaled[i], one, factors) for i, one in residuals.items()])
+    scaled = _residuals(losses, list(residuals), factors)
+    return {
+        call: one is not None
+        and (other := scaled[call]) is not None
+        and _all_zero([_differ(other, one, factors)])
+        for call, one in residuals.items()
+    }
 
 
 def _differ(scaled: Tensor, residuals: Tensor, factors: Tensor) -> Tensor:
@@ -186,9 +236,9 @@ def _differ(scaled: Tensor, residuals: Tensor, factors: Tensor) -> Tensor:
     return torch.isfinite(error) & (error > bound)
 
 
-def _are_telling(residuals: dict[int, Tensor]) -> bool:
+def _are_telling(residuals: Iterable[Tensor]) -> bool:
     """Say whether at least two rows have a gradient."""
-    sizes = torch.stack([_largest(one) for one in residuals.values()]).sum(0)
+    sizes = torch.stack([_largest(one) for one in residuals]).sum(0)
     return _all_zero([(sizes > 0).sum() < 2])
 
 
@@ -203,18 +253,18 @@ def _all_zero(tensors: list[Tensor]) -> bool:
     return not any(bool(tensor.any()) for tensor in tensors)
 
 
-def _parameters_after(seen: Watched, model: nn.Module) -> list[str]:
-    """Give names of parameters that act between the linear layers and the losses."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+def _parameters_after(seen: Watched, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Give parameters that act between the linear layers and the losses, with their names."""
+    named = {id(parameter): (name, parameter) for name, parameter in model.named_parameters()}
     done: set[Node | None] = {None, *(call.beginning for call in seen.calls)}
-    nodes, found = [seen.scored.losses.grad_fn], list[str]()
+    nodes, found = [seen.scored.losses.grad_fn], list[tuple[str, nn.Parameter]]()
     while nodes:
         node = nodes.pop()
         if node is None or node in done:
             continue
         done.add(node)
         nodes += [following for following, _ in node.next_functions]
-        found += [names[id(v)] for v in [getattr(node, "variable", None)] if id(v) in names]
+        found += [named[id(v)] for v in [getattr(node, "variable", None)] if id(v) in named]
     return found
 
 
@@ -227,8 +277,35 @@ def _by_row(values: Tensor, rows: int) -> Tensor | None:
     return None
 
 
-def _side_by_side(parts: Iterable[Tensor | None]) -> Tensor:
-    there = [part for part in parts if part is not None]
-    if len(there) == 1:
-        return there[0]
-    return torch.cat([part.flatten(1, -2) if part.ndim > 2 else part[:, None] for part in there], 1)
+def _together(
+    residuals: dict[Call, Tensor], heads: Sequence[nn.Linear], rows: int
+) -> tuple[Tensor, Tensor]:
+    """Put the residuals and features of all calls together; `last_layer_of` says how."""
+    calls, outputs = list(residuals), list(residuals.values())
+    inputs = [own for call in calls if (own := _by_row(call.features, rows)) is not None]
+    if len(calls) == 1:
+        return outputs[0], inputs[0]
+    if len(heads) == len(calls) and all(_is_same(inputs[0], other) for other in inputs):
+        return torch.cat(outputs, -1), inputs[0]
+    total = sum(head.out_features for head in heads)
+    start = dict(
+        zip(heads, accumulate((head.out_features for head in heads), initial=0), strict=False)
+    )
+    widest = max(own.shape[-1] for own in inputs)
+    wide = [
+        pad(one, (start[call.layer], total - start[call.layer] - one.shape[-1]))
+        for call, one in residuals.items()
+    ]
+    return _side_by_side(wide), _side_by_side(
+        [pad(own, (0, widest - own.shape[-1])) for own in inputs]
+    )
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Say whether two tensors are the same numbers at the same place."""
+    where = one.data_ptr() == other.data_ptr() and one.device == other.device
+    return where and one.shape == other.shape and one.stride() == other.stride()
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat([part.flatten(1, -2) if part.ndim > 2 else part[:, None] for part in parts], 1)

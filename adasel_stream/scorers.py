@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from adasel_stream.errors import ScoreError
-from adasel_stream.heads import Found, find_head, last_layer_of
+from adasel_stream.heads import Found, find_heads, last_layer_of
 from adasel_stream.types import Batch, Scored
 from adasel_stream.watching import watched
-from adasel_stream.wrappers import alone
+from adasel_stream.wrappers import all_alone, alone
 
 __all__ = ["ModelScorer", "Score", "as_scored", "checked", "scorer_for"]
 
@@ -77,7 +77,7 @@ class ModelScorer:
         self._model = model
         self._autocast = autocast
         self._last_layer: bool | Literal["if any"] = last_layer
-        self._head: nn.Linear | None = None
+        self._heads: tuple[nn.Linear, ...] = ()
         self._written: set[str] | None = None  # buffers seen to be written even in eval mode
 
     def __call__(self, batch: Batch) -> Scored:
@@ -145,13 +145,13 @@ class ModelScorer:
         def score() -> Scored:
             return as_scored(self._score(batch))
 
-        if self._head is None:
-            found = find_head(self._model, score)
-            self._head = found.head if found.sure else None
+        if not self._heads:
+            found = find_heads(self._model, score)
+            self._heads = found.heads if found.sure else ()
         else:
-            found = Found(watched([self._head], score), self._head)
+            found = Found(watched(self._heads, score), self._heads)
         scored = found.seen.scored
-        if found.head is None and not found.why:  # no bare losses; what they are is checked later
+        if not found.heads and not found.why:  # no bare losses; what they are is checked later
             self._last_layer = self._last_layer if scored.residuals is None else False
             return scored
         try:
@@ -179,26 +179,32 @@ def scorer_for(
         ValueError: a model without score, or autocast without model.
         TypeError: an argument of another type.
 
-    >>> scorer_for(sum, None, autocast=None, last_layer=False) is sum
+    >>> scorer_for(None, None, autocast=None, last_layer=False) is None
     True
     """
     if model is None:
         if autocast is not None:
             raise ValueError("autocast= needs model=, whose forward pass it is for")
-        return _telling(score) if last_layer == "if any" and callable(score) else score
+        return _bare(score, tell=last_layer == "if any") if callable(score) else score
     if score is None:
         raise ValueError("model= needs score=, the function that gets losses from it")
     return ModelScorer(score, model, autocast=autocast, last_layer=last_layer)
 
 
-def _telling(score: Score) -> Score:
-    """Say once that the policy could do more, where a score gives losses alone."""
-    told = False
+def _bare(score: Score, *, tell: bool) -> Score:
+    """Score without a word to other processes, whatever the score calls.
+
+    Args:
+        score: gives losses.
+        tell: whether to say once that the policy could do more, where it gives losses alone.
+    """
+    told = not tell
 
     @wraps(score)
     def scored(batch: Batch) -> Scored:
         nonlocal told
-        result = as_scored(score(batch))
+        with all_alone():
+            result = as_scored(score(batch))
         if result.last_layer is None and not told:
             told = True
             _log.warning(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["active_replica", "alone", "eagerly"]
+__all__ = ["active_replica", "all_alone", "alone", "eagerly"]
 
 _EXCHANGES = ("require_forward_param_sync", "require_backward_grad_sync", "static_graph")
 
@@ -47,6 +47,26 @@ def alone(modules: Iterable[nn.Module]) -> Generator[None]:
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 stack.callback(vars(module).update, {n: vars(module)[n] for n in _EXCHANGES})
                 vars(module).update(dict.fromkeys(_EXCHANGES, False))
+        yield
+
+
+@contextmanager
+def all_alone() -> Generator[None]:
+    """Do as `alone` for whatever replicated model is called, where nobody says which it is.
+
+    >>> with all_alone():
+    ...     pass
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        yield
+        return
+    with ExitStack() as stack:
+
+        def before(module: nn.Module, _args: object) -> None:
+            stack.enter_context(alone([module, getattr(module, "_orig_mod", module)]))
+
+        stack.callback(nn.modules.module.register_module_forward_pre_hook(before).remove)
         yield
 
 

@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, linear
 from torch.nn.utils.parametrizations import weight_norm
 
 from adasel_stream.errors import ScoreError
-from adasel_stream.heads import find_head
-from adasel_stream.last_layer import mean_gradient
+from adasel_stream.heads import find_heads
+from adasel_stream.last_layer import LastLayer, mean_gradient
 from adasel_stream.scorers import ModelScorer, checked
 from adasel_stream.types import Scored
 
@@ -255,6 +255,11 @@ def own_gradients(model: nn.Module, score: Score, batch: Tensor, head: str) -> T
         found = torch.autograd.grad(loss, [plain.weight, plain.bias], retain_graph=True)
         rows.append(torch.cat([found[0], found[1][:, None]], 1))
     return torch.stack(rows)
+
+
+def last_of(last: LastLayer) -> tuple[Tensor, Tensor]:
+    """Give its two parts."""
+    return last.residuals, last.features
 
 
 def captured(scored: Scored) -> Tensor:
@@ -517,13 +522,36 @@ def test_the_first_candidates_are_scored_once(last_layer: Any) -> None:
     assert calls == [6, 5, 4]
 
 
-def test_what_comes_before_the_head_costs_no_graph() -> None:
-    """Not at the first candidates either, where it is not yet known: it is defined last."""
-    model = Language(head=True)
+def test_what_comes_before_the_head_costs_no_graph_in_later_batches() -> None:
+    """The head is known then, and the graph begins at its output."""
+    model, graphs = Language(head=True), list[bool]()
+    hidden = model.body.register_forward_hook(lambda *_: graphs.append(torch.is_grad_enabled()))
+    scorer = ModelScorer(lambda x: of_tokens(model, x), model, last_layer=True)
+    for _ in range(3):
+        scorer(words())
+    hidden.remove()
+    assert graphs == [True, False, False]
+
+
+def test_without_memory_for_all_layers_the_last_is_looked_at(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where the graph of everything does not fit; the log says what may be missed."""
+    model, grown = Language(head=True), list[bool]()
+    assert model.head is not None
+    model.head.register_forward_pre_hook(lambda *_: grown.append(torch.is_grad_enabled()))
+
+    def score() -> Scored:
+        losses = of_tokens(model, words())
+        if grown.pop():
+            raise torch.OutOfMemoryError
+        return Scored(losses)
+
     with torch.no_grad():
-        found = find_head(model, lambda: Scored(of_tokens(model, words())))
+        found = find_heads(model, score)
+    assert found.heads == (model.head,)
     assert [call.layer for call in found.seen.calls] == [model.head]
-    assert len(found.seen.passed) == 4
+    assert "no memory to look for all last layers of Language" in caplog.text
 
 
 class Unused(Heads):
@@ -534,18 +562,85 @@ class Unused(Heads):
         return self.head(self.body(x).tanh()), x
 
 
-@pytest.mark.parametrize(("model", "watched"), [(Heads(), 4), (Unused(), 1)])
-def test_a_head_that_is_not_defined_last_is_found(model: nn.Module, watched: int) -> None:
-    """By scoring the first candidates once more; if it is called last, without those before."""
+@pytest.mark.parametrize("model", [Heads(), Unused()])
+def test_a_head_that_is_not_defined_last_is_found(model: nn.Module) -> None:
+    """In one pass of the first candidates."""
     calls: list[int] = []
 
     def score() -> Scored:
         calls.append(1)
         return Scored(of_classes(model(features())[0]))
 
-    found = find_head(model, score)
-    assert found.head is model.get_submodule("head")
-    assert (len(calls), len(found.seen.calls)) == (2, watched)
+    with torch.no_grad():
+        found = find_heads(model, score)
+    assert found.heads == (model.get_submodule("head"),)
+    assert len(calls) == 1
+
+
+class Tasks(nn.Module):
+    """Two tasks with a head each, on the same features or on their own, in either order."""
+
+    def __init__(self, *, shared: bool, turned: bool) -> None:
+        super().__init__()
+        self.body, self.tower = nn.Linear(4, 8), nn.Linear(4, 5)
+        self.classes, self.value = nn.Linear(8, 3), nn.Linear(8 if shared else 5, 1)
+        self.scale = nn.Parameter(torch.tensor(0.3))
+        self.shared, self.turned = shared, turned
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Give logits (b, 3) and values (b, 1)."""
+        hidden: Tensor = self.body(x).tanh()
+        other: Tensor = hidden if self.shared else self.tower(x).relu()
+        if self.turned:
+            value: Tensor = self.value(other)
+            return self.classes(hidden), value
+        return self.classes(hidden), self.value(other)
+
+
+def of_tasks(model: Tasks, x: Tensor) -> Tensor:
+    """Add losses of both tasks, one of them scaled by a parameter."""
+    logits, value = model(x)
+    error = (value.squeeze(1) - x[:, 1]).square()
+    losses: Tensor = of_classes(logits) + 4 * error * model.scale.exp()
+    return losses
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+def test_several_tasks_are_taken_together(shared: bool, turned: bool) -> None:
+    """The gradient of all heads is that of each, for each row, in whatever order they come."""
+    torch.manual_seed(2)
+    model, batch = Tasks(shared=shared, turned=turned), features()
+    scorer = ModelScorer(lambda x: of_tasks(model, x), model, last_layer=True)
+    losses, heads = of_tasks(model, batch), (model.classes, model.value)
+    weights: list[Tensor] = [parameter for head in heads for parameter in (head.weight, head.bias)]
+    each = [torch.autograd.grad(one, weights, retain_graph=True) for one in losses]
+    want = torch.stack([torch.cat([own.flatten() for own in row]).norm() for row in each])
+    mean = torch.autograd.grad(losses.mean(), weights)
+    length = torch.cat([own.flatten() for own in mean]).norm()
+    for _ in range(2):
+        last = checked(scorer(batch), ROWS).last_layer
+        assert last is not None
+        torch.testing.assert_close(captured(Scored(losses, *last_of(last))).norm(dim=(1, 2)), want)
+        torch.testing.assert_close(mean_gradient(last).norm(), length)
+
+
+def test_a_task_without_labels_in_a_batch_counts_nothing() -> None:
+    """Its head is called, and no loss depends on it."""
+    model, batch = Tasks(shared=False, turned=False), features()
+    labelled = [True]
+
+    def score(x: Tensor) -> Tensor:
+        logits, _ = model(x)
+        return of_tasks(model, x) if labelled[0] else of_classes(logits)
+
+    scorer = ModelScorer(score, model, last_layer=True)
+    scorer(batch)
+    only = ModelScorer(lambda x: of_classes(model(x)[0]), model, last_layer=True)
+    want = captured(only(batch))
+    labelled[0] = False
+    got = captured(scorer(batch))
+    torch.testing.assert_close(got.norm(dim=(1, 2)), want.norm(dim=(1, 2)))
 
 
 def test_a_later_batch_that_takes_another_way_is_refused() -> None:

@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from adasel_stream.errors import ScoreError
 from adasel_stream.last_layer import gradient_norms
-from adasel_stream.scorers import ModelScorer, checked, scorer_for
+from adasel_stream.scorers import ModelScorer, as_scored, checked, scorer_for
 from adasel_stream.types import Scored
 from tests.streams import labelled
 
@@ -224,7 +224,9 @@ def test_losses_are_float32_without_graph(dtype: torch.dtype) -> None:
 
 def test_without_a_model_the_score_is_taken_as_it_is() -> None:
     """Whoever scores by another way needs none."""
-    assert scorer_for(len, None, autocast=None, last_layer=True) is len  # type: ignore[arg-type, comparison-overlap]
+    score = scorer_for(torch.sqrt, None, autocast=None, last_layer=True)
+    assert score is not None
+    assert as_scored(score(torch.tensor([4.0]))).losses.tolist() == [2.0]
     assert scorer_for(None, None, autocast=None, last_layer=False) is None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.parallel import DistributedDataParallel
 
-from adasel_stream.scorers import ModelScorer, Score, checked
+from adasel_stream.scorers import ModelScorer, Score, checked, scorer_for
 from adasel_stream.types import Scored
 from tests.streams import labelled
 
@@ -179,13 +179,16 @@ def test_a_replicated_model_trains_as_if_never_scored(
     assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("bare", [False, True])
 @pytest.mark.usefixtures("process_group")
-def test_scoring_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_exchanges_nothing(bare: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes may score unequally often: buffers travel when training and only then."""
     sent: list[str] = []
     replica = DistributedDataParallel(small())
     monkeypatch.setattr(replica, "_sync_buffers", lambda: sent.append("buffers"))
-    scorer = ModelScorer(losses_of(replica), replica)
+    model = None if bare else replica
+    scorer = scorer_for(losses_of(replica), model, autocast=None, last_layer=False)
+    assert scorer is not None
 
     def score() -> None:
         sent.append("scoring")
