@@ -5,8 +5,8 @@ and hooks there see each row's gradient e, times what the pass multiplies the ro
 layers' inputs h are known as well. So ‖e‖·‖[h, 1]‖, the norm of the row's gradient in such a layer,
 takes no model, and no pass or graph of its own.
 
-No tensor of a kind that nobody foresaw ends a trainer's pass here, nothing waits for a device, and
-nothing outlives the graph.
+No tensor of a kind that nobody foresaw ends a trainer's pass here, nor does what is made of the
+norms; nothing waits for a device, and nothing outlives the graph.
 
 Source: Katharopoulos and Fleuret 2018, section 3.2.
 """
@@ -16,13 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from adasel_stream.precision import full_precision
+from adasel_stream.row_place import Edge, place_behind
 
 __all__ = ["watch_norms"]
 
@@ -50,8 +51,18 @@ _BETWEEN: Final = 8
 """Nodes that may lie between a layer and its parameters, such as casts and views."""
 
 
-_Edge: TypeAlias = tuple[Node, int]
-"""An operation, and which of its outputs."""
+class _Way(NamedTuple):
+    """A way back from the losses: where it is, and which dimension has the rows there.
+
+    Attributes:
+        edge: an operation and its output.
+        place: dimension of the rows, or None where there is none.
+        view: that it has just come through, if it has, where rows come first.
+    """
+
+    edge: Edge
+    place: int | None
+    view: Edge | None
 
 
 class _Layer(NamedTuple):
@@ -79,10 +90,11 @@ def watch_norms(losses: Tensor, tell: Callable[[Tensor | None], None]) -> bool:
         tell: called once, in the pass, with a norm for each row, shape (B,), float32: over the last
             layers, all heads together, of ‖e‖·‖[h, 1]‖, or ‖e‖ where the input is not at hand;
             tokens of a sequence are summed over. NaN where the pass is not of a row. With
-            None where no layer has an output for each row.
+            None where it turns out that no layer has an output for each row, and where the graph
+            is gone without a pass; what it raises is logged.
 
     Returns:
-        whether there is any layer; if not, `tell` is never called.
+        whether there is any layer with rows; if not, `tell` is never called.
 
     >>> layer = torch.nn.Linear(3, 1)
     >>> losses = layer(torch.ones(2, 3)).squeeze(1).abs()
@@ -120,6 +132,11 @@ class _Ear:
         self._products: Tensor | None = None
         self._other: Tensor | None = None
 
+    def __del__(self) -> None:
+        """Tell that the graph is gone, if nothing was told."""
+        if self._waiting:
+            self._end(None)
+
     def begin(self, factors: Tensor) -> None:
         """Hear what a pass multiplies each loss with, shape (B,)."""
         self._factors = factors.detach()
@@ -155,7 +172,14 @@ class _Ear:
             _log.debug("a layer's gradient cannot be read", exc_info=True)
         if self._waiting == 0:
             self._factors = None
-            self._tell(self._other if self._products is None else self._products)
+            self._end(self._other if self._products is None else self._products)
+
+    def _end(self, norms: Tensor | None) -> None:
+        self._waiting = 0
+        try:
+            self._tell(norms)
+        except Exception:  # the pass is the trainer's
+            _log.exception("gradients that were heard cannot be learnt from; training goes on")
 
     def _take(self, norms: Tensor, *, is_product: bool) -> None:
         """Put norms together with those of other products; anything else counts by itself."""
@@ -169,38 +193,48 @@ class _Ear:
 def _layers(losses: Tensor) -> list[_Layer]:
     """Find the operations with parameters nearest to the losses, none of them behind a product.
 
-    Not what gives the losses themselves, whose gradients are all alike.
+    Not what gives the losses themselves, whose gradients are all alike; and none whose output has
+    no rows in front, or in which rows meet on any way to the losses.
     """
     if losses.grad_fn is None:
         return []
-    rows, found, seen = len(losses), list[_Layer](), {losses.grad_fn}
-    ways = deque[tuple[_Edge, _Edge | None]]((way, None) for way in _behind(losses.grad_fn))
-    while ways and len(found) < _NEAREST and len(seen) < _SEARCHED:
-        (node, output), view = ways.popleft()
-        if node in seen or _is_of_parameters(node, rows):
-            continue
-        seen.add(node)
-        behind = _behind(node)
-        if any(_is_of_parameters(one, rows) for one, _ in behind):
-            place = (node, output) if view is None else view
-            found.append(_Layer(*place, node))
-            if found[-1].is_product:
+    rows, found, places = len(losses), dict[Node, _Layer](), dict[Node, int | None]()
+    ways = deque([_Way((losses.grad_fn, losses.output_nr), 0, None)])
+    while ways and len(found) < _NEAREST and len(places) < _SEARCHED:
+        edge, place, view = ways.popleft()
+        node = edge[0]
+        if node in places:
+            if places[node] in (place, None):
                 continue
-        is_view = node.name().startswith(_VIEWS)
-        ways.extend((way, (node, output) if is_view else None) for way in behind)
-    return found
+            place = None  # rows meet here, as they come by different ways in different places
+        elif _is_of_parameters(node, rows):
+            continue
+        places[node] = place
+        behind = list(enumerate(node.next_functions))
+        if len(places) > 1 and any(_is_of_parameters(one, rows) for _, (one, _) in behind):
+            found.pop(node, None)
+            layer = _Layer(*(edge if view is None else view), node)
+            if place == 0:
+                found[node] = layer
+            if layer.is_product:
+                continue
+        held = edge if place == 0 and node.name().startswith(_VIEWS) else None
+        ways.extend(
+            _Way((one, output), place_behind(edge, way, place), held)
+            for way, (one, output) in behind
+            if one is not None
+        )
+    return list(found.values())
 
 
-def _behind(node: Node) -> list[_Edge]:
-    return [(one, output) for one, output in node.next_functions if one is not None]
-
-
-def _is_of_parameters(node: Node, rows: int) -> bool:
+def _is_of_parameters(node: Node | None, rows: int) -> bool:
     """Say whether a small graph ends in parameters alone, as that of a transposed one does.
 
     Where something that needs no gradient goes in as well, that may be data; so may a leaf that has
     a row for each loss.
     """
+    if node is None:
+        return False
     nodes = [node]
     for _ in range(_BETWEEN):
         if not nodes:
@@ -211,10 +245,10 @@ def _is_of_parameters(node: Node, rows: int) -> bool:
             if not isinstance(leaf, nn.Parameter) and leaf.ndim and len(leaf) == rows:
                 return False
             continue
-        behind = _behind(node)
+        behind = [one for one, _ in node.next_functions if one is not None]
         if len(behind) < max(1, len(node.next_functions)) or node.name().startswith(_LOOKUPS):
             return False
-        nodes += [one for one, _ in behind]
+        nodes += behind
     return not nodes
 
 
@@ -229,28 +263,45 @@ def _input_sizes(operation: Node) -> Tensor | None:
     sizes: list[Tensor] = []
     biased = operation.name().startswith("Addmm")
 
-    def look(saved: Tensor) -> Tensor:
+    def look(saved: Tensor) -> tuple[Tensor, int]:
         if saved.ndim == 2:
             sizes.append((_lengths(saved.detach()).square() + biased).sqrt())
-        return saved
+        return saved, saved._version
 
     name = next((name for name in _INPUTS if hasattr(operation, name)), None)
     if name is not None:
         with suppress(RuntimeError), torch.no_grad():
-            getattr(operation, name).register_hooks(look, _as_it_is)
+            getattr(operation, name).register_hooks(look, _as_it_was)
     return sizes[0] if sizes else None
 
 
-def _as_it_is(saved: Tensor) -> Tensor:
+def _as_it_was(packed: tuple[Tensor, int]) -> Tensor:
+    """Give a saved tensor back; torch itself does not look at versions where there are hooks.
+
+    Raises:
+        RuntimeError: the tensor was written to in place meanwhile.
+    """
+    saved, version = packed
+    if saved._version != version:
+        raise RuntimeError(
+            "a tensor that the gradient of a linear layer needs was changed by an inplace "
+            f"operation: the layer's input, of shape {tuple(saved.shape)}, is at version "
+            f"{saved._version}, expected {version}; change a copy of it"
+        )
     return saved
 
 
 def _norms(gradient: Tensor, rows: int, sizes: Tensor | None, *, one_number: bool) -> Tensor | None:
-    """Give the norm of each row's gradient, shape (B,), float32, or None without rows."""
-    if gradient.ndim == 0 or len(gradient) != rows or (gradient.ndim == 1 and not one_number):
+    """Give the norm of each row's gradient, shape (B,), float32, or None without rows.
+
+    Rows come first; those of sequences may come flattened, (B·T, c).
+    """
+    if gradient.ndim == 0 or len(gradient) % rows or (gradient.ndim == 1 and not one_number):
         return None
     if gradient.ndim == 1:
         gradient = gradient[:, None]
+    if len(gradient) > rows:
+        gradient = gradient.reshape(rows, -1, *gradient.shape[1:])
     if sizes is None or sizes.numel() * gradient.shape[-1] != gradient.numel():
         return _lengths(gradient.flatten(1))
     lengths = _lengths(gradient)

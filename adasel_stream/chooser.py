@@ -83,7 +83,7 @@ class Chooser:
         self._window: Tensor | None = None
         self._foreseen = False
         wanted = needs(methods) | policy.needs
-        self._wants_norms = policy.learn is not None and "last_layer_if_any" in wanted
+        self._wants_norms = "last_layer_if_any" in wanted
         self._trained = TrainedNorms()
         self._watch = Watch()
         self._draws: dict[str, Any] | None = None  # a restored generator's, until its device is met
@@ -91,7 +91,8 @@ class Chooser:
     @property
     def learns(self) -> bool:
         """Whether `learn` is of use: not where the gradients of all candidates are known."""
-        return self._policy.learn is not None and not self._foreseen
+        wants = self._policy.learn is not None or self._wants_norms
+        return wants and not self._foreseen
 
     @property
     def wants_norms(self) -> bool:
@@ -109,17 +110,27 @@ class Chooser:
         """
         rules = self._policy.watch or Rules()
         always = judged and not self._watch.selecting
-        batches = self._trained.count(first=rules.least, always=always)
-        if self._trained.unseen and self._policy.watch is not None:
-            self._sight(seen=False)
-        return batches
+        return self._trained.count(first=rules.least, always=always)
 
-    def see(self) -> None:
-        """Take in that gradients of a trained batch were seen."""
-        self._trained.see()
-        self._sight(seen=True)
+    @property
+    def unseen(self) -> bool:
+        """Whether gradients of trained rows were looked for in vain, time and again."""
+        return self._trained.unseen
+
+    def emit(self) -> None:
+        """Take in that a batch was given to the trainer."""
+        if self._wants_norms and self.learns:
+            self._trained.emit()
+            self._sight(seen=False)
+
+    def see(self, *, seen: bool) -> None:
+        """Take in whether gradients of a trained batch, which were looked for, were seen."""
+        self._trained.see(seen=seen)
+        self._sight(seen=seen)
 
     def _sight(self, *, seen: bool) -> None:
+        if self._policy.watch is None or not (seen or self._trained.unseen):
+            return
         before = self._watch
         self._watch = after_sight(before, seen=seen)
         self._tell(before)
@@ -277,10 +288,11 @@ class Chooser:
 
     def learn(self, feedback: Feedback) -> None:
         """Move the method weights, and what is expected of losses, by rows that were trained on."""
-        if self._policy.learn is None or self._state is None:
+        if self._state is None:
             return
         with full_precision(feedback.losses.device):
-            self._state = self._policy.learn(self._state, feedback)
+            if self._policy.learn is not None:
+                self._state = self._policy.learn(self._state, feedback)
             self._trained.learn(feedback)
 
     def state_dict(self) -> dict[str, Any]:

@@ -110,24 +110,21 @@ class Learning:
         if not self._chooser.wants_norms:
             self._take_in(last, losses, None, batches=1)
         elif self._chooser.learns or judged:
-            before = self._chooser.watch.reason
             batches = self._chooser.count_trained(judged=judged)
-            self._show(before)
             if batches and not has_graph and not self._differentiates:
-                self._go_by_losses(last, losses, batches)
+                self._see(seen=True)
+                why = "loader.mean is given losses without their graph"
+                self._go_by_losses(last, losses, batches, why)
+            elif batches and self._chooser.unseen and self._chooser.rules is None:
+                self._go_by_losses(last, losses, batches, "no gradient of trained rows can be seen")
             return batches
         return 0
 
-    def _go_by_losses(self, last: Emitted, losses: Tensor, batches: int) -> None:
-        """Let losses stand for gradients where the trainer gives them without any graph."""
-        if not self._told:
-            self._told = True
-            _log.warning(
-                "loader.mean is given losses without their graph, whose gradients cannot be seen: "
-                "losses stand for them, and loader.gain may promise too much"
-            )
-        self._see()
-        self._take_in(last, losses, None, batches=batches)
+    def emit(self) -> None:
+        """Take in that a batch was given to the trainer."""
+        before = self._chooser.watch.reason
+        self._chooser.emit()
+        self._show(before)
 
     def listen(self, last: Emitted, losses: Tensor, batches: int) -> None:
         """Learn from gradients once the losses, shape (batch_size,), are differentiated."""
@@ -135,18 +132,36 @@ class Learning:
         fresh = losses.detach().float()
 
         def differentiated(norms: Tensor | None) -> None:
-            if norms is not None:  # what cannot be seen for long ends selection
-                self._see()
-                self._take_in(last, fresh, norms, batches=batches)
+            self._see(seen=norms is not None)
+            if norms is None:
+                return
+            if norms.device == fresh.device or fresh.device.type != "cpu":
+                there = norms.to(fresh.device, non_blocking=True)
+                self._take_in(last, fresh, there, batches=batches)
+            else:  # the last layer is on an accelerator, and losses are not
+                self._late.send((norms,), arrive)
 
-        watch_norms(losses, differentiated)
+        def arrive(late: npt.NDArray[Any]) -> None:
+            self._take_in(last, fresh, torch.from_numpy(late), batches=batches)
+
+        if not watch_norms(losses, differentiated):
+            self._see(seen=False)
+
+    def _go_by_losses(self, last: Emitted, losses: Tensor, batches: int, why: str) -> None:
+        """Let losses stand for gradients, and say once why."""
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "%s: losses stand for gradients, and loader.gain may promise too much", why
+            )
+        self._take_in(last, losses, None, batches=batches)
 
     def _is_judged(self, last: Emitted, losses: Tensor) -> bool:
         return is_judged(last, losses, otherwise=self._chooser.learns)
 
-    def _see(self) -> None:
+    def _see(self, *, seen: bool) -> None:
         before = self._chooser.watch.reason
-        self._chooser.see()
+        self._chooser.see(seen=seen)
         self._show(before)
 
     def _show(self, before: str) -> None:

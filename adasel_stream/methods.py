@@ -277,16 +277,18 @@ def last_layer_for(
         bare: whether nobody expects one, so that it is left where it is not needed.
 
     Raises:
-        ValueError: the last layer is needed of every row, and a record would spare some.
+        ValueError: the last layer is needed of every row, and a record would spare some, or
+            another model scores them.
 
     >>> last_layer_for(frozenset({"last_layer"}), False)
     True
     """
     if "last_layer" in wanted:
-        if recorded:
+        if recorded or bare:
+            other = "record= skips it for known rows" if recorded else "a Proxy is another model"
             raise ValueError(
-                "methods 'gradient_norm' and 'alignment' and the policy 'aligned' need a forward "
-                "pass of every row and record= skips it for known rows; leave one of them out"
+                "methods 'gradient_norm' and 'alignment' and the policy 'aligned' need the last "
+                f"layer of the model for every row, and {other}; leave one of them out"
             )
         return True
     return "if any" if "last_layer_if_any" in wanted and not bare else False

@@ -142,10 +142,13 @@ class Selector:
             BatchError, DecodeError: the chosen rows cannot be decoded or put together.
         """
         if self._decoder is None:
-            return self._outgoing.pop()
-        with self._metrics.phase("decode"):
             batch = self._outgoing.pop()
-        self._count_decoded()
+        else:
+            with self._metrics.phase("decode"):
+                batch = self._outgoing.pop()
+            self._count_decoded()
+        if batch is not None:
+            self._learning.emit()
         return batch
 
     def take(self, batch: Batch) -> tuple[int, int]:

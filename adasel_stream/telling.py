@@ -50,9 +50,10 @@ def _why(before: Watch, now: Watch, rules: Rules, mean_loss: float) -> str:
     if now.reason == "unseen":
         return (
             "nobody can tell whether selection pays, as losses alone are known of candidates and "
-            "gradients of trained rows are not seen. Let the last layer's output have the rows of "
-            "the losses first, compile the model without its loss, and call backward on what "
-            "loader.mean gives; or choose by losses all the same, by policy='unbiased'"
+            "gradients of trained rows are not seen. Give losses to loader.mean, one for each row, "
+            "made of the last layer's output for that row alone; call backward on what it gives, "
+            "and compile the model without its loss; or choose by losses all the same, by "
+            "policy='unbiased'"
         )
     return "at this sampling rate scoring costs at least as much as it spares"
 

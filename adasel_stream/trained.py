@@ -14,6 +14,9 @@ __all__ = ["TrainedNorms"]
 _PATIENCE: Final = 10
 """So many batches in a row may go by unseen, as where a trainer leaves them out."""
 
+_AHEAD: Final = 8
+"""So many batches more may be with a trainer that has not said anything of them yet."""
+
 
 class TrainedNorms:
     """Count trained batches, and keep what their gradients say of losses.
@@ -27,6 +30,7 @@ class TrainedNorms:
         """Know nothing."""
         self._batches = 0
         self._silent = 0
+        self._untold = 0
         self._curve: NormCurve | None = None
 
     def count(self, *, first: int, always: bool) -> int:
@@ -39,20 +43,22 @@ class TrainedNorms:
         Returns:
             1 or more, or 0 where it is not looked at.
         """
-        self._batches += 1
+        self._batches, self._untold = self._batches + 1, 0
         stands_for = 1 if always or self._batches <= first else EVERY
-        looked_at = stands_for == 1 or self._batches % EVERY == 0
-        self._silent += looked_at
-        return stands_for if looked_at else 0
+        return stands_for if stands_for == 1 or self._batches % EVERY == 0 else 0
 
     @property
     def unseen(self) -> bool:
         """Whether gradients were looked for in vain, time and again."""
-        return self._silent > _PATIENCE
+        return self._silent > _PATIENCE or self._untold > _PATIENCE + _AHEAD
 
-    def see(self) -> None:
-        """Take in that gradients of a batch were seen."""
-        self._silent = 0
+    def emit(self) -> None:
+        """Take in that a batch was given to the trainer, who is to tell its losses."""
+        self._untold += 1
+
+    def see(self, *, seen: bool) -> None:
+        """Take in whether gradients of a batch that was looked at were seen."""
+        self._silent = 0 if seen else self._silent + 1
 
     def learn(self, feedback: Feedback) -> None:
         """Take in rows that were trained on; without gradient norms they say nothing."""
@@ -76,10 +82,12 @@ class TrainedNorms:
     def state_dict(self) -> dict[str, Any]:
         """Describe what was taught."""
         curve = None if self._curve is None else self._curve.state_dict()
-        return {"batches": self._batches, "silent": self._silent, "curve": curve}
+        counts = {"batches": self._batches, "silent": self._silent, "untold": self._untold}
+        return {**counts, "curve": curve}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         self._batches, self._silent = int(state["batches"]), int(state["silent"])
+        self._untold = int(state["untold"])
         curve = state["curve"]
         self._curve = None if curve is None else NormCurve.of_state(curve)

@@ -290,21 +290,77 @@ def test_what_is_saved_elsewhere_is_left_alone(kind: str) -> None:
         torch.testing.assert_close(own.grad, other.grad)
 
 
+@pytest.mark.parametrize("steps", [4, ROWS])
 @pytest.mark.parametrize(
     "losses_of",
     [
         lambda x, head: head(x.transpose(0, 1)).square().mean((0, 2)),
-        lambda x, head: head(x.flatten(0, 1)).square().reshape(ROWS, -1).mean(1),
+        lambda x, head: head(x.transpose(0, 1)).sum(2).t().square().mean(1),
         lambda x, head: (
             head(torch.cat([x[:, 0], x[:, 1]])).square().reshape(2, ROWS, 3).sum((0, 2))
         ),
     ],
-    ids=["time first", "flattened by hand", "two views"],
+    ids=["time first", "transposed", "two views"],
 )
-def test_rows_are_never_guessed(losses_of: Callable[[Tensor, nn.Linear], Tensor]) -> None:
-    """What has no row for each loss, rows first, may have them in any order."""
-    x = torch.randn(ROWS, 4, 8, generator=generator(1))
-    assert heard(losses_of(x, nn.Linear(8, 3))) == [None]
+def test_rows_are_never_guessed(
+    losses_of: Callable[[Tensor, nn.Linear], Tensor], steps: int
+) -> None:
+    """What has no row for each loss, rows first, may have them in any order, whatever its size."""
+    x = torch.randn(ROWS, steps, 8, generator=generator(1))
+    assert not watch_norms(losses_of(x, nn.Linear(8, 3)), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "losses_of",
+    [
+        lambda z: (z @ z.t()).log_softmax(1).diagonal().neg(),
+        lambda z: (z[:, None] - z[None]).square().sum(2).mean(1),
+        lambda z: torch.cdist(z, z).mean(1),
+        lambda z: functional.batch_norm(z, None, None, training=True).square().sum(1),
+        lambda z: (z.square().sum(1) - z.square().sum(1).mean()).square(),
+        lambda z: z.softmax(0).square().sum(1),
+        lambda z: z.flip(0).square().sum(1),
+    ],
+    ids=["contrastive", "differences", "distances", "normalised", "centred", "softmax", "flipped"],
+)
+def test_where_rows_meet_nothing_is_heard(losses_of: Callable[[Tensor], Tensor]) -> None:
+    """A gradient in a row's output would be of other rows' losses as well."""
+    x = torch.randn(ROWS, 8, generator=generator(1))
+    assert not watch_norms(losses_of(nn.Linear(8, ROWS)(x)), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "losses_of",
+    [
+        lambda x, head: (lambda z: torch.stack([z.square().sum(1), z.abs().sum(1)]).sum(0))(
+            head(x)
+        ),
+        lambda x, head: head(x).unsqueeze(0).square().squeeze(0).sum(1),
+        lambda x, head: head(x).t().square().sum(0),
+        lambda x, head: head(x).view(1, ROWS, ROWS).permute(2, 0, 1).amax((0, 1)),
+        lambda x, head: functional.normalize(head(x), dim=1).view(ROWS, 2, -1).sum((1, 2)),
+        lambda x, head: (lambda z: z[:, 1:].logsumexp(1) - z[:, 0])(head(x)),
+        lambda x, head: torch.bmm(head(x)[:, None], x[:, : len(x), None]).flatten(),
+        lambda x, head: head(x).unbind(1)[0].square(),
+    ],
+    ids=["stacked", "squeezed", "twice", "permuted", "unit", "sliced", "bmm", "unbound"],
+)
+def test_rows_are_followed(losses_of: Callable[[Tensor, nn.Linear], Tensor]) -> None:
+    """Wherever they went on the way: the norms are those of each row's own gradient."""
+    x, head = torch.randn(ROWS, 8, generator=generator(1)), nn.Linear(8, ROWS)
+    (got,) = heard(losses_of(x, head))
+    losses, weights = losses_of(x, head), list(head.parameters())
+    each = [torch.autograd.grad(one, weights, retain_graph=True) for one in losses]
+    want = torch.stack([torch.cat([own.flatten() for own in row]).norm() for row in each])
+    torch.testing.assert_close(got, want)
+
+
+def test_tokens_that_are_flattened_by_hand_are_followed() -> None:
+    """Rows are outermost then, each with its tokens."""
+    x, head = torch.randn(ROWS, 5, 8, generator=generator(1)), nn.Linear(8, 3)
+    (got,) = heard(head(x.flatten(0, 1)).square().reshape(ROWS, -1).mean(1))
+    (want,) = heard(head(x).square().mean((1, 2)))
+    torch.testing.assert_close(got, want)
 
 
 def test_a_leaf_with_rows_is_data() -> None:
@@ -338,10 +394,47 @@ def test_losses_without_graph_are_said_to_tell_nothing() -> None:
     assert not watch_norms(losses, lambda _: None)
 
 
-def test_a_graph_without_rows_tells_that_there_are_none() -> None:
-    """Somebody who waits must not wait for ever."""
+def test_a_graph_without_rows_has_nothing_to_tell() -> None:
+    """One number is in all losses."""
     level = (nn.Linear(3, 4)(torch.ones(3))).sum()
-    assert heard((torch.arange(1.0, ROWS + 1) - level).square()) == [None]
+    losses = (torch.arange(1.0, ROWS + 1) - level).square()
+    assert not watch_norms(losses, lambda _: None)
+
+
+def test_a_graph_that_is_gone_is_told_of() -> None:
+    """Nobody differentiated it, and nobody will: who waits must not wait for ever."""
+    model, told = network("classes"), list[Tensor | None]()
+    losses = model(model.rows())
+    assert watch_norms(losses, told.append)
+    assert not told
+    model.output = torch.empty(0)
+    del losses
+    assert told == [None]
+
+
+def test_what_fails_with_the_norms_does_not_end_the_pass(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is the trainer's pass; the log has the error."""
+    model = network("classes")
+    losses = model(model.rows())
+
+    def tell(_norms: Tensor | None) -> None:
+        raise ValueError("no room")
+
+    assert watch_norms(losses, tell)
+    losses.sum().backward()
+    assert "no room" in caplog.text
+
+
+def test_an_input_that_is_written_to_is_refused_as_torch_does() -> None:
+    """Hooks on what a graph saved switch torch's own look at versions off."""
+    x = torch.randn(ROWS, 8, generator=generator(1))
+    losses = nn.Linear(8, 4)(x).square().sum(1)
+    assert watch_norms(losses, lambda _: None)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="changed by an inplace operation"):
+        losses.sum().backward()
 
 
 @pytest.mark.parametrize("differentiated", ["", "once", "with a graph"])

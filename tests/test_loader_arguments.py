@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from adasel_stream import LossRecord, SelectingLoader, aligned, unbiased
+from adasel_stream import LossRecord, Proxy, SelectingLoader, aligned, unbiased
 from adasel_stream.metrics import Metrics
 from tests.streams import loss
 
@@ -77,7 +77,12 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         (
             {"methods": ["gradient_norm"], "record": LossRecord(capacity=16), "ids": "id"},
             ValueError,
-            "'gradient_norm' .* need a forward pass of every row and record= skips it",
+            "'gradient_norm' .* layer of the model for every row, and record= skips it for known",
+        ),
+        (
+            {"policy": "aligned", "score": Proxy(loss)},
+            ValueError,
+            "'aligned' need the last layer of the model for every row, and a Proxy is another",
         ),
     ],
 )

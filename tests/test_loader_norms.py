@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import poisson_nll_loss
 
 from adasel_stream import LossRecord, Proxy, SelectingLoader
+from adasel_stream.policies import unbiased
 from tests.candidates import generator
 from tests.streams import Rows
 
@@ -211,6 +212,71 @@ def test_where_gradients_cannot_be_seen_rows_are_drawn_evenly() -> None:
     for batch in islice(loader, 20):
         loader.mean(task.losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
     assert loader.metrics.snapshot()["fallback_ratio"]["unseen"] == 0
+
+
+def test_who_weighs_by_hand_is_told_that_nobody_can_judge(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Losses that are never given cannot say whether it pays; an even draw is no worse."""
+    task = Regression(power=1)
+    loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("score"))
+    for batch in islice(loader, 40):
+        (task.losses(batch) * loader.weights).mean().backward()  # type: ignore[no-untyped-call] # untyped in torch
+    assert loader.metrics.snapshot()["fallback_ratio"]["unseen"] == 1
+    assert float(loader.weights.max()) == pytest.approx(1.0, abs=0.01)
+    assert "Give losses to loader.mean" in caplog.text
+
+
+@pytest.mark.parametrize("at_once", [16, 64])
+def test_one_pass_over_many_batches_is_heard(at_once: int) -> None:
+    """Accumulated losses are differentiated late; nobody takes that for never."""
+    task = Regression(power=2)
+    loader = SelectingLoader(task.batches(), sampling_rate=RATE, **task.sources("score"))
+    means: list[Tensor] = []
+    for batch in islice(loader, 4 * at_once):
+        means.append(loader.mean(task.losses(batch)))
+        if len(means) == at_once:
+            torch.stack(means).mean().backward()  # type: ignore[no-untyped-call] # untyped in torch
+            means.clear()
+    assert not any(loader.metrics.snapshot()["policy_switches_total"].values())
+    assert loader.metrics.policy_updates >= at_once
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_policy_that_does_not_watch_itself_learns_in_any_case(
+    seen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By gradients where they are seen, and else by losses, as the log says."""
+    torch.compiler.reset()
+    task = Regression(power=2)
+    losses = task.losses if seen else torch.compile(task.losses, backend="aot_eager")
+    loader = SelectingLoader(
+        task.batches(),
+        sampling_rate=RATE,
+        policy="unbiased",
+        methods=["uniform", "gradient_size", "small_loss"],
+        **task.sources("score"),
+    )
+    for batch in islice(loader, 120):
+        loader.mean(losses(batch)).backward()  # type: ignore[no-untyped-call] # untyped in torch
+    assert loader.metrics.policy_updates > 50
+    told = [line for line in caplog.messages if "no gradient of trained rows can be seen" in line]
+    assert len(told) == (0 if seen else 1)
+
+
+def test_what_losses_say_of_gradients_is_learnt_whatever_moves_the_weights() -> None:
+    """Absolute errors are alike for `gradient_size` also where method weights do not move."""
+    task = Regression(power=1)
+    policy = unbiased(update="none")
+    loader = SelectingLoader(
+        task.batches(),
+        sampling_rate=RATE,
+        policy=policy,
+        methods=["gradient_size"],
+        **task.sources("score"),
+    )
+    task.train(loader, 400)
+    assert float(loader.weights.max() / loader.weights.min()) < 1.5
 
 
 def test_inputs_of_very_different_size_are_no_trap() -> None:
