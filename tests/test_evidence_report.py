@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.evidence import merit, report
+from benchmarks.evidence import merit, report, sections
 from benchmarks.evidence.contestants import CONTESTANTS
 from benchmarks.evidence.published import COLUMNS, TABLE_4
 from benchmarks.evidence.standings import Standings
@@ -58,6 +58,26 @@ def test_claims_are_those_of_a_hand() -> None:
     }
     counted = merit.claims(standings(rows), "auto", ["big_loss", "small_loss"])
     assert counted == merit.Claims(places=3, not_worse=2, better=1, near_best=2, compared=3)
+
+
+def test_nobody_is_better_because_uniform_diverged() -> None:
+    """It is no merit of theirs; who diverges is worse than who does not."""
+    rows = rows_of("a", {"uniform": [1, 2, math.nan], "auto": [2, 3.1, 4], "full": [3, 4, 5]})
+    rows |= rows_of("b", {"uniform": [1, 2, 3], "auto": [2, 3.1, math.nan]})
+    both = standings(rows)
+    assert merit.claims(both, "auto", []) == (2, 1, 0, 0, 0)
+    assert merit.with_headroom(both, "auto") == (0, 0)
+    assert merit.diverged(both, "uniform") == [("a", 0.2)]
+    said = sections.headlines(both, [], [])
+    assert any("diverged, so that nobody counts as better there: a at 0.2" in one for one in said)
+
+
+def test_who_is_as_good_in_half_the_time_is_named() -> None:
+    """Of the contestants other than full training, on the tasks that are asked for."""
+    rows = rows_of("a", {"uniform": [0.2, 0.3], "full": [0.8, 0.9]})
+    rows |= {Cell("a", "auto", 0.2, seed, "updates"): row(0.9, 0.4) for seed in range(2)}
+    assert merit.soon(standings(rows), ["a"], 0.2) == [("auto", "a")]
+    assert merit.soon(standings(rows), [], 0.2) == []
 
 
 def test_headroom_is_where_full_training_is_better() -> None:

@@ -10,6 +10,7 @@ from benchmarks.evidence.standings import Standings
 
 __all__ = [
     "KEPT",
+    "SOON",
     "Claims",
     "InTime",
     "Reached",
@@ -17,19 +18,22 @@ __all__ = [
     "calibrated",
     "calibration",
     "claims",
+    "diverged",
     "gap_closed",
     "in_time",
     "reached",
+    "soon",
     "with_headroom",
 ]
-
-SURE = 2.0
-"""Standard errors of a paired difference from which on it counts."""
 
 CALIBRATION = "predicted / actual"
 
 KEPT = 0.02
 """A ratio of predicted to actual that differs by no more than this share from uniform's is kept."""
+
+
+SOON = 0.5
+"""Share of full training's time in which its quality is to be reached."""
 
 
 class Claims(NamedTuple):
@@ -38,7 +42,7 @@ class Claims(NamedTuple):
     Attributes:
         places: where it and uniform took part with at least two common seeds.
         not_worse: where it is not worse than uniform by two standard errors.
-        better: where it is better than uniform by two standard errors.
+        better: where it is better than uniform by two standard errors, and neither diverged.
         near_best: where it is within one standard error of the best single method, or better.
         compared: where there is a single method to be compared with.
     """
@@ -70,8 +74,8 @@ def claims(standings: Standings, contestant: str, singles: Sequence[str]) -> Cla
     best = [difference for _, difference in found if difference is not None]
     return Claims(
         places=len(found),
-        not_worse=sum(one.at_least(-SURE) for one, _ in found),
-        better=sum(one.at_least(SURE) for one, _ in found),
+        not_worse=sum(not one.is_worse for one, _ in found),
+        better=sum(one.is_better for one, _ in found),
         near_best=sum(one.at_least(-1) for one in best),
         compared=len(best),
     )
@@ -88,13 +92,21 @@ def with_headroom(standings: Standings, contestant: str) -> tuple[int, int]:
     gaps = [
         (task, rate)
         for task, rate in standings.places
-        if standings.difference(task, "full", "uniform", rate).at_least(SURE)
+        if standings.difference(task, "full", "uniform", rate).is_better
     ]
     better = [
-        standings.difference(task, contestant, "uniform", rate).at_least(SURE)
-        for task, rate in gaps
+        standings.difference(task, contestant, "uniform", rate).is_better for task, rate in gaps
     ]
     return sum(better), len(gaps)
+
+
+def diverged(standings: Standings, contestant: str) -> list[tuple[str, float]]:
+    """Give the places, task and rate, in which a seed of a contestant diverged."""
+    return [
+        (task, rate)
+        for task, rate in standings.places
+        if not all(map(math.isfinite, standings.values(task, contestant, rate).values()))
+    ]
 
 
 def _to_best(
@@ -117,7 +129,7 @@ def gap_closed(standings: Standings, task: str, contestant: str, rate: float) ->
 
     NaN where there is no gap: where full training is not better by two standard errors.
     """
-    if not standings.difference(task, "full", "uniform", rate).at_least(SURE):
+    if not standings.difference(task, "full", "uniform", rate).is_better:
         return math.nan
     value, uniform, full = (
         standings.mean(task, name, rate).value for name in (contestant, "uniform", "full")
@@ -193,6 +205,20 @@ def reached(
     return Reached(len(found), sum(map(math.isfinite, found)), share)
 
 
+def soon(standings: Standings, tasks: Sequence[str], rate: float) -> list[tuple[str, str]]:
+    """Give contestants, and tasks, that get there in at most `SOON` of full training's time."""
+    return [
+        (name, task)
+        for name in standings.contestants
+        if name != "full"
+        for task in tasks
+        if any(
+            reached(standings, task, name, rate, budget).share <= SOON
+            for budget in ("updates", "time")
+        )
+    ]
+
+
 def against_uniform_in_time(
     standings: Standings, task: str, contestant: str, rate: float
 ) -> tuple[float, Difference]:
@@ -246,6 +272,6 @@ def in_time(standings: Standings, contestant: str, streams: Sequence[str]) -> In
         for rate in standings.rates(task)
     ]
     known = [one for one in found if one.seeds > 1]
-    better = sum(one.at_least(SURE) for one in known)
-    worse = sum(not one.at_least(-SURE) for one in known)
+    better = sum(one.is_better for one in known)
+    worse = sum(one.is_worse for one in known)
     return InTime(len(known), better, worse)

@@ -1,7 +1,8 @@
 """Means, standard errors, paired differences and ranks, of few numbers.
 
 A value that is not finite is a run that diverged. It is never dropped: it makes its mean and its
-difference infinitely bad, and its rank the last.
+difference infinitely bad, and its rank the last. Nor is it a merit of the one that it is compared
+with, whose difference is infinite, and no better by any number of errors.
 """
 
 import math
@@ -11,6 +12,9 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 __all__ = ["Difference", "Mean", "mean_of", "paired", "ranks", "share_closed", "value_at"]
+
+SURE = 2.0
+"""Standard errors of a paired difference from which on it counts."""
 
 
 class Mean(NamedTuple):
@@ -60,6 +64,20 @@ class Difference(NamedTuple):
         (True, False)
         """
         return self.in_errors >= errors
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the first is better by two standard errors, where neither diverged.
+
+        >>> Difference(1.0, 0.5, 3).is_better, Difference(math.inf, math.nan, 3).is_better
+        (True, False)
+        """
+        return math.isfinite(self.value) and self.at_least(SURE)
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the first is worse by two standard errors, or diverged."""
+        return not self.at_least(-SURE)
 
 
 def mean_of(values: Iterable[float]) -> Mean:

@@ -36,6 +36,9 @@ CAVEATS = (
     "With as many differences as here some exceed two standard errors by chance: of two "
     "contestants that are equal, with five seeds, about one difference in nine, half of them to"
     " either side.",
+    "A run whose value is not finite has diverged: `-` stands for a mean with such a seed. Its "
+    "difference is -∞, that of others to uniform sampling that diverged +∞, which counts as not "
+    "worse, and for nobody as better.",
     "The best single method is picked after the fact, at each task and rate, by the values that"
     " it is then compared by. That flatters it.",
     "Single methods choose from as many candidates as make one batch (the window is the batch "

@@ -8,13 +8,16 @@ from benchmarks.evidence.contestants import Contestant
 from benchmarks.evidence.markdown import errors, number, percent, table, with_error
 from benchmarks.evidence.merit import (
     KEPT,
+    SOON,
     against_uniform_in_time,
     calibrated,
     calibration,
     claims,
+    diverged,
     gap_closed,
     in_time,
     reached,
+    soon,
     with_headroom,
 )
 from benchmarks.evidence.problem import Task
@@ -57,6 +60,12 @@ def headlines(
         f"`{name}` first in average rank: "
         + ("yes" if first == name else f"no, number {place} of {len(ranks)}; first is `{first}`"),
     ]
+    if lost := diverged(standings, "uniform"):
+        lines.insert(
+            2,
+            "a seed of uniform diverged, so that nobody counts as better there: "
+            + ", ".join(f"{task} at {rate}" for task, rate in lost),
+        )
     if "click" in standings.tasks:
         rates = standings.rates("click")
         closed = ", ".join(percent(gap_closed(standings, "click", name, rate)) for rate in rates)
@@ -93,6 +102,14 @@ def headlines(
         f"`{name}` in as much time as uniform: better in {timed.better} of {timed.places} places, "
         f"worse in {timed.worse}",
     ]
+    epochs = [task for task in standings.tasks if task not in streams]
+    if epochs:
+        early = [f"`{one}` on {task}" for one, task in soon(standings, epochs, RATE)]
+        lines.append(
+            f"as good as full training after {SOON:.0%} of its time or less, at rate {RATE} in "
+            f"these networks: {', '.join(early) or 'nobody, on no task'}; of networks so wide that "
+            "a step takes milliseconds benchmarks/evidence/README.md tells"
+        )
     return lines
 
 
