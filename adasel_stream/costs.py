@@ -28,7 +28,14 @@ class Cost(NamedTuple):
     line: str
 
 
-def cost_of(sampling_rate: float, *, forward: bool, record: bool, proxy: bool = False) -> Cost:
+def cost_of(
+    sampling_rate: float,
+    *,
+    forward: bool,
+    record: bool,
+    proxy: bool = False,
+    gives_up: bool = False,
+) -> Cost:
     """Weigh a scoring forward on every candidate against training on a share of them.
 
     Args:
@@ -36,6 +43,7 @@ def cost_of(sampling_rate: float, *, forward: bool, record: bool, proxy: bool = 
         forward: whether candidates are scored by a forward pass.
         record: whether recorded losses may spare that pass.
         proxy: whether something cheaper scores, of unknown cost.
+        gives_up: whether rows are drawn evenly, and nothing is scored, where scoring cannot pay.
 
     >>> round(cost_of(0.2, forward=True, record=False).saved, 2)
     0.47
@@ -44,15 +52,24 @@ def cost_of(sampling_rate: float, *, forward: bool, record: bool, proxy: bool = 
     score = 1 / whole if forward else 0.0
     saved = round(1 - score - sampling_rate, 12)
     at_best = 1 - sampling_rate if record else saved
+    pays = at_best > 0
+    scoring = (
+        f", scoring all of it at {_percent(score)} of the cost of training," if forward else ""
+    )
+    if gives_up and not pays:
+        scoring, saved = ", drawn evenly and not scored,", 1 - sampling_rate
     line = (
-        f"adasel_stream: training on {_percent(sampling_rate)} of the stream"
-        + (f", scoring all of it at {_percent(score)} of the cost of training," if forward else "")
+        f"adasel_stream: training on {_percent(sampling_rate)} of the stream{scoring}"
         + (", scoring all of it by a proxy that is not counted here," if proxy else "")
-        + f" can save {_percent(max(saved, 0))} of full training's compute"
+        + (
+            f" can save {_percent(saved)} of full training's compute"
+            if saved >= 0
+            else f" costs {_percent(-saved)} more than full training"
+        )
         + (f", up to {_percent(at_best)} where losses are known" if forward and record else "")
         + f" (a backward pass taken as {BACKWARD_FORWARDS:g} forward passes)"
     )
-    return Cost(score, sampling_rate, saved, at_best > 0, line)
+    return Cost(score, sampling_rate, saved, pays, line)
 
 
 def tell(cost: Cost, *, stacklevel: int) -> None:

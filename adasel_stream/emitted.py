@@ -66,6 +66,8 @@ def check_losses(losses: Tensor, weights: Tensor) -> None:
         raise TypeError(f"losses must be a tensor, got {type(losses).__name__}")
     if losses.shape != weights.shape:
         hint = '; compute it with reduction="none"' if losses.ndim == 0 else ""
+        if losses.ndim == 1 and len(losses) < len(weights):
+            hint = "; to train in parts, emit smaller batches by batch_size= and add their means up"
         raise ValueError(
             f"losses must have shape {tuple(weights.shape)}, one per row of the batch, "
             f"got {tuple(losses.shape)}{hint}"

@@ -31,8 +31,10 @@ __all__ = ["KnownLosses"]
 
 _log = logging.getLogger(__name__)
 
-_WARNED: Final = 1000
-"""So many candidates, none of which is known, are no accident."""
+_SOME: Final = 1000
+_MANY: Final = 10_000
+"""So many candidates, none of which is known, are no accident; and so many where they are scored
+until serving has caught up."""
 
 
 class _Group(NamedTuple):
@@ -84,7 +86,7 @@ class KnownLosses:
         self._whole: deque[_Group] = deque()
         self._known: Gathering | None = None
         self._unknown: Gathering | None = None
-        self._strangers = 0
+        self._strangers: int | None = 0
         self._largest = 0
         self._scored_rows = 1
         self.failure: Failure | None = None
@@ -110,6 +112,7 @@ class KnownLosses:
         self._largest = max(self._largest, rows)
         recorded = self.lookups.find(ids)
         known = ~np.isnan(recorded[:, 0])
+        self._count_strangers(known, self.lookups)
         if self._score is None or known.all() or not known.any():
             score = self._score is not None and not known.all()
             self._whole.append(_Group(leaves, ids, recorded, score, batches))
@@ -188,7 +191,6 @@ class KnownLosses:
             nobody = np.zeros(rows, dtype=np.bool_)
             return Judged(group.leaves, Scored(alike), nobody, group.ids, None, ~nobody)
         losses, known = self.lookups.guess(recorded)
-        self._count_strangers(known)
         tensor = torch.from_numpy(losses).to(_device_of(group.leaves), non_blocking=True)
         guessed = None if known.all() else ~known
         fresh = np.zeros_like(known)
@@ -201,19 +203,25 @@ class KnownLosses:
         references = [reference_of(self._reference, one) for one in batches]
         return judged._replace(reference=torch.cat(references))
 
-    def _count_strangers(self, known: npt.NDArray[np.bool_]) -> None:
-        """Warn once where the record knows nobody: somebody may have mistaken a name."""
-        if known.any():
-            self._strangers = _WARNED
-        elif self._strangers < _WARNED:
-            self._strangers += len(known)
-            if self._strangers >= _WARNED:
-                _log.warning(
-                    "none of the first %d candidates is in the record, so they count as equal: is "
-                    "serving= the folder that servers write to, and do they name instances by the "
-                    "same ids as ids=?",
-                    self._strangers,
-                )
+    def _count_strangers(self, known: npt.NDArray[np.bool_], lookups: Lookups) -> None:
+        """Warn once where the record knows nobody: somebody may have mistaken a name.
+
+        Where candidates are scored that is only odd if somebody serves.
+        """
+        if self._strangers is None or (self._score is not None and lookups.feed is None):
+            return
+        self._strangers = None if known.any() else self._strangers + len(known)
+        if self._strangers is None or self._strangers < (_MANY if self._score else _SOME):
+            return
+        _log.warning(
+            "none of the first %d candidates is in the record, so they %s: %s",
+            *(self._strangers, "are all scored" if self._score else "count as equal"),
+            "losses come into it by loader.mean, loader.observe and serving="
+            if lookups.feed is None
+            else "is serving= the folder that servers write to, and do they name instances by the "
+            "same ids as ids=?",
+        )
+        self._strangers = None
 
     def _pieces(self, leaves: Leaves) -> list[Leaves]:
         """Take rows apart again, so that each pass scores as many as came at once."""

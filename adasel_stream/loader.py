@@ -160,8 +160,11 @@ class SelectingLoader:
             "record": recorded,
         }
         forward = score is not None and not proxy
-        cost = cost_of(sampling_rate, forward=forward, record=recorded, proxy=proxy)
-        if not cost.pays and chooser.rules is not None:
+        watches = chooser.rules is not None
+        cost = cost_of(
+            sampling_rate, forward=forward, record=recorded, proxy=proxy, gives_up=watches
+        )
+        if not cost.pays and watches:
             chooser.give_up()
             self.metrics.observe_watch("", chooser.watch, chooser.gain)
         self._untold: Cost | None = cost

@@ -193,10 +193,16 @@ def usable(device: torch.device | str) -> torch.device:
         torch.empty(0, device=named)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"device={device!r} cannot be used here; name one that torch has, such as 'cpu' or "
-            "'cuda', or None to leave batches where they are"
+            f"device={device!r} cannot be used here, where torch has {_devices()}; name one of "
+            "these, or None to leave batches where they are"
         ) from error
     return named
+
+
+def _devices() -> str:
+    """Name the kinds of devices that are there."""
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "'cpu' alone" if there is None else f"'cpu' and {there.type!r}"
 
 
 def _joined(pieces: list[Any]) -> Leaf:

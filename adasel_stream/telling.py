@@ -67,4 +67,4 @@ def _measured(watch: Watch, rules: Rules) -> str:
 
 
 def _broken(watch: Watch) -> str:
-    return f"{watch.nonfinite:.1%} of the last losses are not finite"
+    return f"{watch.nonfinite:.1%} of losses, in a running mean over windows, are not finite"

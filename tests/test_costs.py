@@ -40,7 +40,7 @@ def test_known_losses_pay_at_any_rate_below_one(forward: bool, record: bool) -> 
         ),
         (0.001, False, True, "adasel_stream: training on 0.1% of the stream can save 99.9% of"),
         (0.5, True, True, "can save 16.7% of full training's compute, up to 50% where losses are"),
-        (1.0, True, False, "can save 0% of full training's compute"),
+        (0.9, True, False, "costs 23.3% more than full training (a backward pass taken as"),
     ],
 )
 def test_the_line_says_what_can_be_saved(
@@ -51,6 +51,14 @@ def test_the_line_says_what_can_be_saved(
     out, err = capsys.readouterr()
     assert line in err
     assert out == ""
+
+
+def test_the_line_says_what_an_even_draw_saves() -> None:
+    """Which is all where scoring cannot pay, and a policy knows."""
+    cost = cost_of(0.75, forward=True, record=False, gives_up=True)
+    assert "drawn evenly and not scored, can save 25% of full training's" in cost.line
+    assert not cost.pays
+    assert "scoring all of it" in cost_of(0.2, forward=True, record=False, gives_up=True).line
 
 
 def test_the_line_says_that_a_proxy_is_not_counted() -> None:

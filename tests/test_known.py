@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -305,14 +306,29 @@ def test_what_is_guessed_is_marked() -> None:
     assert find(known_by(Counted(), LossRecord(capacity=16)), rows(0, 4)).guessed is None
 
 
-def test_a_record_that_knows_nobody_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """A folder or an id that was misnamed looks like a stream of new instances."""
-    strange, known = (known_by(None, LossRecord(capacity=5000)) for _ in range(2))
-    lookups_of(known).observe(np.arange(3), np.ones(3))
-    for each in (known, strange):
-        for start in range(0, 2000, 500):
-            find(each, rows(start, 500))
-    assert [r.message for r in caplog.records if "serving= the folder" in r.message] == [
-        "none of the first 1000 candidates is in the record, so they count as equal: is serving= "
-        "the folder that servers write to, and do they name instances by the same ids as ids=?"
-    ]
+@pytest.mark.parametrize("score", [None, Counted()])
+@pytest.mark.parametrize("serves", [False, True])
+def test_a_record_that_knows_nobody_is_warned_of(
+    serves: bool, score: Counted | None, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A folder or an id that was misnamed looks like a stream of new instances.
+
+    Where candidates are scored, that is what a first pass looks like without anybody who serves.
+    """
+    for name in ("known", "strange"):
+        each = known_by(score, LossRecord(capacity=50_000))
+        if serves:
+            lookups_of(each).follow(tmp_path / name)
+        if name == "known":
+            lookups_of(each).observe(np.arange(1000), np.ones(1000))
+        for start in range(0, 30_000, 1000):
+            find(each, rows(start, 1000))
+    told = [r.message for r in caplog.records if "is in the record" in r.message]
+    if score is not None and not serves:
+        assert not told
+        return
+    (message,) = told
+    first = "10000" if score else "1000"
+    assert f"none of the first {first} candidates is in the record, so they" in message
+    assert ("are all scored" if score else "count as equal") in message
+    assert ("is serving= the folder that servers write to" in message) is serves

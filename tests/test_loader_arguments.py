@@ -67,7 +67,7 @@ OTHER = Metrics(["mine"], sampling_rate=0.5, batch_size=1, policy="unbiased")
         (
             {"device": "gpu"},
             ValueError,
-            "device='gpu' cannot be used here; name one that torch has",
+            "device='gpu' cannot be used here, where torch has 'cpu'",
         ),
         ({"metrics": {}}, TypeError, "metrics must be a Metrics, got dict"),
         ({"metrics": OTHER}, ValueError, r"count the methods \['mine'\], the loader has \['unif"),
