@@ -172,7 +172,10 @@ def test_a_poisoned_source_gets_no_more_than_its_cap(policy: str) -> None:
             methods=["big_loss"],
             guards=Guards(cap=cap, tail=1 / 16),
         )
-        bad = [int((batch["loss"] > 100).sum()) for batch in loader]
+        bad = list[int]()
+        for batch in loader:
+            loader.mean(batch["loss"])
+            bad.append(int((batch["loss"] > 100).sum()))
         shares[cap] = sum(bad) / (64 * len(bad))
         counts = loader.metrics.snapshot()
         assert counts["suspicious_selected_total"] == sum(bad)

@@ -242,7 +242,7 @@ def test_the_last_layer_is_captured_where_a_method_asks_for_it() -> None:
     assert last_layer_for(needs({"mine": gradient_norm}), recorded=False) is True
     assert last_layer_for(needs(resolve_methods(["gradient_size"])), recorded=True) == "if any"
     assert last_layer_for(needs(resolve_methods(["loss_history"])), recorded=True) is False
-    with pytest.raises(ValueError, match="forward pass of every row"):
+    with pytest.raises(ValueError, match="last layer of the model for every row"):
         last_layer_for(frozenset({"last_layer"}), recorded=True)
 
 
