@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from adasel_stream.precision import full_precision
-from adasel_stream.row_place import Edge, place_behind
+from adasel_stream.row_place import Edge, is_known, place_behind
 
 __all__ = ["watch_norms"]
 
@@ -32,54 +32,35 @@ _log = logging.getLogger(__name__)
 _PRODUCTS: Final = ("Addmm", "Mm", "Mv", "Convolution")
 """Operations that are layers by themselves, whatever else comes after them."""
 
-_VIEWS: Final = ("View", "UnsafeView", "Reshape")
-"""What gives the output of a layer its rows back, where its input was flattened for it."""
-
 _LOOKUPS: Final = ("Embedding", "Index", "Gather")
 """Operations that give rows of a parameter, not a parameter."""
 
 _INPUTS: Final = ("_raw_saved_mat1", "_raw_saved_self")
 """Where products keep their input for their own gradient."""
 
-_NEAREST: Final = 8
-"""So many layers are listened to, those nearest to the losses."""
-
-_SEARCHED: Final = 128
-"""Nodes of the graph that are looked at to find them."""
+_MOST: Final = 64
+_SEARCHED: Final = 1024
+"""Layers, and nodes of the graph on the way to them, of which there may be so many."""
 
 _BETWEEN: Final = 8
 """Nodes that may lie between a layer and its parameters, such as casts and views."""
 
 
-class _Way(NamedTuple):
-    """A way back from the losses: where it is, and which dimension has the rows there.
+class _Layer(NamedTuple):
+    """An operation with parameters, whose output has rows in front.
 
     Attributes:
-        edge: an operation and its output.
-        place: dimension of the rows, or None where there is none.
-        view: that it has just come through, if it has, where rows come first.
+        edge: the operation, and which of its outputs.
+        group: a number that calls with the same weight, or outputs of the same operation, share.
+        is_product: whether the operation is a layer by itself, whatever comes after it.
+        gives_numbers: whether its output may have one number for each row: of products, and where
+            data go in as well.
     """
 
     edge: Edge
-    place: int | None
-    view: Edge | None
-
-
-class _Layer(NamedTuple):
-    """An operation with parameters: the node whose output has its rows, and which output it is."""
-
-    node: Node
-    output: int
-    operation: Node
-
-    @property
-    def is_product(self) -> bool:
-        return self.operation.name().startswith(_PRODUCTS)
-
-    @property
-    def may_give_one_number(self) -> bool:
-        """Whether it is a layer even if it gives one number a row: products, also with data."""
-        return self.is_product or any(one is None for one, _ in self.operation.next_functions)
+    group: int
+    is_product: bool
+    gives_numbers: bool
 
 
 def watch_norms(losses: Tensor, tell: Callable[[Tensor | None], None]) -> bool:
@@ -105,13 +86,11 @@ def watch_norms(losses: Tensor, tell: Callable[[Tensor | None], None]) -> bool:
     """
     layers = _layers(losses)
     if layers:
-        ear = _Ear(len(losses), len(layers), tell)
+        ear = _Ear(len(losses), [(one.group, one.is_product) for one in layers], tell)
         losses.register_hook(ear.begin)  # type: ignore[no-untyped-call] # untyped in torch
-        for layer in layers:
-            sizes = _input_sizes(layer.operation) if layer.is_product else None
-            layer.node.register_prehook(
-                partial(ear.hear, layer.output, layer.is_product, layer.may_give_one_number, sizes)
-            )
+        for place, (edge, _, is_product, gives_numbers) in enumerate(layers):
+            sizes = _input_sizes(edge[0]) if is_product else None
+            edge[0].register_prehook(partial(ear.hear, place, edge[1], gives_numbers, sizes))
     return bool(layers)
 
 
@@ -120,111 +99,140 @@ class _Ear:
 
     Args:
         rows: B.
-        layers: how many will speak.
-        tell: called with the norms, or None, when all have.
+        layers: for each layer its group, and whether it is a product; nearest first.
+        tell: called with the norms, or None, when all were heard in one pass.
     """
 
-    def __init__(self, rows: int, layers: int, tell: Callable[[Tensor | None], None]) -> None:
+    def __init__(
+        self,
+        rows: int,
+        layers: Sequence[tuple[int, bool]],
+        tell: Callable[[Tensor | None], None],
+    ) -> None:
         self._rows = rows
-        self._waiting = layers
-        self._tell = tell
+        self._layers = layers
+        self._tell: Callable[[Tensor | None], None] | None = tell
         self._factors: Tensor | None = None
-        self._products: Tensor | None = None
-        self._other: Tensor | None = None
+        self._heard: dict[int, Tensor | None] = {}
 
     def __del__(self) -> None:
         """Tell that the graph is gone, if nothing was told."""
-        if self._waiting:
-            self._end(None)
+        self._end(None)
 
     def begin(self, factors: Tensor) -> None:
         """Hear what a pass multiplies each loss with, shape (B,)."""
         self._factors = factors.detach()
+        self._heard.clear()
 
     def hear(
         self,
+        place: int,
         output: int,
-        is_product: bool,
-        one_number: bool,
+        gives_numbers: bool,
         sizes: Tensor | None,
         gradients: Sequence[Tensor | None],
     ) -> None:
         """Hear the gradient in a layer's output, and tell when it was the last layer.
 
         Args:
+            place: which layer it is.
             output: which of the node's outputs it is.
-            is_product: whether the layer is one by itself.
-            one_number: whether its output may have one number for each row.
+            gives_numbers: whether its output may have one number for each row.
             sizes: norms of its input, shape (B,) or (B·T,), or None where they are not known.
             gradients: of the losses, times their factors, in the node's outputs.
         """
-        if self._waiting == 0 or self._factors is None:  # told already, or a pass of something else
+        if self._tell is None or self._factors is None:  # told already, or a pass of something else
             return
-        self._waiting -= 1
-        gradient = gradients[output]
+        gradient, norms = gradients[output], None
         try:
             if gradient is not None:
                 with full_precision(gradient.device):
-                    norms = _norms(gradient.detach(), self._rows, sizes, one_number=one_number)
+                    norms = _norms(gradient.detach(), self._rows, sizes, one_number=gives_numbers)
                     if norms is not None:
-                        self._take(norms / self._factors.to(norms).abs(), is_product=is_product)
+                        norms = norms / self._factors.to(norms).abs()
         except Exception:  # tensors of other kinds: a trainer's pass must not end for this
             _log.debug("a layer's gradient cannot be read", exc_info=True)
-        if self._waiting == 0:
-            self._factors = None
-            self._end(self._other if self._products is None else self._products)
+        self._heard[place] = norms
+        if len(self._heard) == len(self._layers):
+            self._end(self._together())
+
+    def _together(self) -> Tensor | None:
+        """Add up calls of the same layer, as tokens are, and put layers together by their squares.
+
+        Where there are products, they count alone; else the nearest of the others does.
+        """
+        products = any(is_product for _, is_product in self._layers)
+        nearest = self._layers[0][0]
+        sums: dict[int, Tensor] = {}
+        for place, (group, is_product) in enumerate(self._layers):
+            if is_product is not products or (not products and group != nearest):
+                continue
+            norms = self._heard[place]
+            if norms is None:
+                return None
+            if group in sums:
+                norms = sums[group] + norms if products else torch.hypot(sums[group], norms)
+            sums[group] = norms
+        return reduce(torch.hypot, sums.values())
 
     def _end(self, norms: Tensor | None) -> None:
-        self._waiting = 0
+        tell, self._tell, self._factors = self._tell, None, None
+        self._heard.clear()
+        if tell is None:
+            return
         try:
-            self._tell(norms)
+            tell(norms)
         except Exception:  # the pass is the trainer's
             _log.exception("gradients that were heard cannot be learnt from; training goes on")
-
-    def _take(self, norms: Tensor, *, is_product: bool) -> None:
-        """Put norms together with those of other products; anything else counts by itself."""
-        if is_product:
-            before = self._products
-            self._products = norms if before is None else torch.hypot(before, norms)
-        elif self._other is None:
-            self._other = norms
 
 
 def _layers(losses: Tensor) -> list[_Layer]:
     """Find the operations with parameters nearest to the losses, none of them behind a product.
 
-    Not what gives the losses themselves, whose gradients are all alike; and none whose output has
-    no rows in front, or in which rows meet on any way to the losses.
+    Not what gives the losses themselves, whose gradients are all alike. None at all where one of
+    them has no rows in front or mixes them on a way to the losses, as what the others have would
+    not be all; or where there are more than can be listened to.
     """
     if losses.grad_fn is None:
         return []
-    rows, found, places = len(losses), dict[Node, _Layer](), dict[Node, int | None]()
-    ways = deque([_Way((losses.grad_fn, losses.output_nr), 0, None)])
-    while ways and len(found) < _NEAREST and len(places) < _SEARCHED:
-        edge, place, view = ways.popleft()
+    rows, found, places = len(losses), dict[Edge, _Layer](), dict[Edge, int | None]()
+    ways = deque[tuple[Edge, int | None]]([((losses.grad_fn, losses.output_nr), 0)])
+    while ways:
+        edge, place = ways.popleft()
         node = edge[0]
-        if node in places:
-            if places[node] in (place, None):
+        if edge in places:
+            if places[edge] in (place, None):
                 continue
             place = None  # rows meet here, as they come by different ways in different places
         elif _is_of_parameters(node, rows):
             continue
-        places[node] = place
+        places[edge] = place
+        if len(places) > _SEARCHED:
+            return []
         behind = list(enumerate(node.next_functions))
-        if len(places) > 1 and any(_is_of_parameters(one, rows) for _, (one, _) in behind):
-            found.pop(node, None)
-            layer = _Layer(*(edge if view is None else view), node)
-            if place == 0:
-                found[node] = layer
-            if layer.is_product:
+        own = [one for _, (one, _) in behind if _is_of_parameters(one, rows)]
+        if own and node is not losses.grad_fn:
+            if place != 0 or len(found) == _MOST:
+                return []
+            is_product = node.name().startswith(_PRODUCTS)
+            group = _leaf(own[-1]) if is_product else id(node)
+            numbers = is_product or any(one is None for _, (one, _) in behind)
+            found[edge] = _Layer(edge, group, is_product, numbers)
+            if is_product or not is_known(node):
                 continue
-        held = edge if place == 0 and node.name().startswith(_VIEWS) else None
         ways.extend(
-            _Way((one, output), place_behind(edge, way, place), held)
+            ((one, output), place_behind(edge, way, place))
             for way, (one, output) in behind
             if one is not None
         )
     return list(found.values())
+
+
+def _leaf(node: Node | None) -> int:
+    """Give a number of the parameter that a small graph begins with."""
+    while node is not None and not hasattr(node, "variable"):
+        node = next((one for one, _ in node.next_functions if one is not None), None)
+    return id(getattr(node, "variable", None))
 
 
 def _is_of_parameters(node: Node | None, rows: int) -> bool:

@@ -31,8 +31,8 @@ _log = logging.getLogger(__name__)
 
 _ADVICE = "let score return Scored(losses, residuals, features), or choose methods without it"
 
-_MOST_HEADS: Final = 8
-"""Of more layers that the losses depend on, as where each adds to the same stream, one is taken."""
+_MOST_BYTES: Final = 2**28
+"""Residuals of several heads over features of their own are mostly zeros; that may take so much."""
 
 
 class Found(NamedTuple):
@@ -43,12 +43,14 @@ class Found(NamedTuple):
         heads: the layers, in the order of their last calls; empty where there are none.
         sure: whether they are beyond doubt: a single row, or rows without gradient, cannot show
             which rows are whose.
+        strays: trained layers that the losses depend on as well, but not row by row.
         why: why there are none, or "" where the score gave something else than bare losses.
     """
 
     seen: Watched
     heads: tuple[nn.Linear, ...] = ()
     sure: bool = False
+    strays: tuple[nn.Linear, ...] = ()
     why: str = ""
 
 
@@ -76,8 +78,17 @@ def find_heads(model: nn.Module, score: Callable[[], Scored]) -> Found:
         found = _found(watched(layers, score, start=layers[-1]), model)
     if not found.sure:
         return found
+    names = {id(layer): name for name, layer in model.named_modules()}
     after = _parameters_after(found.seen, model)
-    if any(parameter.numel() > 1 for _, parameter in after):
+    # weights of tasks are a number each; what is more acts on features
+    if any(parameter.numel() > len(found.heads) for _, parameter in after):
+        found = found._replace(heads=found.heads[-1:])
+    elif (size := _bytes_of(found)) > _MOST_BYTES:
+        _log.warning(
+            "gradients of the %d last layers of %s would take %d MiB a batch together: those of %s "
+            "alone are taken",
+            *(len(found.heads), type(model).__name__, size >> 20, names[id(found.heads[-1])]),
+        )
         found = found._replace(heads=found.heads[-1:])
     if after:
         _log.warning(
@@ -85,8 +96,13 @@ def find_heads(model: nn.Module, score: Callable[[], Scored]) -> Found:
             "parameters still act (%d), such as %s; for those of the last layer, %s",
             *(type(model).__name__, len(after), after[0][0], _ADVICE),
         )
+    if found.strays:
+        _log.warning(
+            "losses depend otherwise than row by row on %d more linear layers of %s, such as %s, "
+            "whose gradients are not counted",
+            *(len(found.strays), type(model).__name__, names[id(found.strays[0])]),
+        )
     if len(found.heads) > 1:
-        names = {id(layer): name for name, layer in model.named_modules()}
         _log.info(
             "gradients are those of %d last layers of %s together: %s",
             *(len(found.heads), type(model).__name__),
@@ -100,9 +116,9 @@ def last_layer_of(found: Found) -> Scored:
 
     Heads that have the same input count as one with all outputs. Otherwise the quantities of
     different calls stand side by side, as those of tokens do, each with the other outputs held
-    fixed; those of different heads are 0 in the outputs of others. A head that is called, but that
-    no loss depends on this time, has residuals of 0. Sequences may have their rows flattened,
-    (b·T, c); whether they are whole is looked at each time, which waits for the device.
+    fixed; those of different heads are 0 in the outputs of others. Heads that no loss depends on
+    this time are 0 throughout. Sequences may have their rows flattened, (b·T, c); whether they are
+    whole is looked at each time, which waits for the device.
 
     Args:
         found: losses, shape (b,), floating point, with the heads' calls.
@@ -127,14 +143,8 @@ def last_layer_of(found: Found) -> Scored:
     flattened = any(len(call.mark) != rows for call in calls)
     residuals = _residuals(losses, calls) if losses.requires_grad else {}
     own = {call: one for call, one in residuals.items() if one is not None}
-    if len(own) == len(residuals) > 0:
-        there = {call.layer for call in own}
-        idle = {call.layer: call for call in calls if call.layer not in there}
-        zeros = {call: _by_row(torch.zeros_like(call.mark), rows) for call in idle.values()}
-        own |= {call: one for call, one in zeros.items() if one is not None}
-    if {call.layer for call in own} != set(heads) or (
-        flattened and not all(_follow(losses, residuals).values())
-    ):
+    rowless = not own or len(own) < len(residuals)
+    if rowless or (flattened and not all(_follow(losses, residuals).values())):
         raise ScoreError(
             f"the losses of {rows} rows do not follow the last linear layer row by row, as those "
             "of the first candidates did; let score take the same way through the model for every "
@@ -167,11 +177,12 @@ def _found(seen: Watched, model: nn.Module) -> Found:
     heads = [layer for layer in layers if layer in used - strays]
     heads = [layer for layer in heads if _is_trained(layer)] or heads
     if heads:
-        # a score that computes gradients of its own keeps its graph, in which all layers act
-        if len(heads) > _MOST_HEADS or not all(call.cut for call in seen.calls):
-            heads = heads[-1:]
+        if not all(call.cut for call in seen.calls):
+            # a score that computes gradients of its own keeps its graph, in which all layers act
+            heads, strays = heads[-1:], set[nn.Linear]()
         own = [one for call, one in residuals.items() if call.layer in heads and one is not None]
-        return Found(seen, tuple(heads), _are_telling(own))
+        others = tuple(layer for layer in layers if layer in strays and _is_trained(layer))
+        return Found(seen, tuple(heads), _are_telling(own), others)
     return Found(
         seen,
         why=f"the losses follow none of the {len(layers)} linear layers of {name} row by row, each "
@@ -277,34 +288,40 @@ def _by_row(values: Tensor, rows: int) -> Tensor | None:
     return None
 
 
+def _bytes_of(found: Found) -> int:
+    """Say how much residuals of all heads together take, in bytes, where each has its features."""
+    calls = _calls_of(found.seen, found.heads)
+    total = sum(head.out_features for head in found.heads)
+    if len(found.heads) == 1 or all(one.features.is_set_to(calls[0].features) for one in calls):
+        return 0
+    return sum(call.features[..., 0].numel() for call in calls) * total * 4
+
+
 def _together(
     residuals: dict[Call, Tensor], heads: Sequence[nn.Linear], rows: int
 ) -> tuple[Tensor, Tensor]:
     """Put the residuals and features of all calls together; `last_layer_of` says how."""
-    calls, outputs = list(residuals), list(residuals.values())
+    calls = sorted(residuals, key=lambda call: heads.index(call.layer))
+    outputs = [residuals[call] for call in calls]
     inputs = [own for call in calls if (own := _by_row(call.features, rows)) is not None]
-    if len(calls) == 1:
+    if len(heads) == len(calls) == 1:
         return outputs[0], inputs[0]
-    if len(heads) == len(calls) and all(_is_same(inputs[0], other) for other in inputs):
+    if len(heads) == len(calls) == len({call.layer for call in calls}) and all(
+        other.is_set_to(inputs[0]) for other in inputs
+    ):
         return torch.cat(outputs, -1), inputs[0]
     total = sum(head.out_features for head in heads)
     start = dict(
         zip(heads, accumulate((head.out_features for head in heads), initial=0), strict=False)
     )
-    widest = max(own.shape[-1] for own in inputs)
+    widest = max(head.in_features for head in heads)
     wide = [
         pad(one, (start[call.layer], total - start[call.layer] - one.shape[-1]))
-        for call, one in residuals.items()
+        for call, one in zip(calls, outputs, strict=True)
     ]
     return _side_by_side(wide), _side_by_side(
         [pad(own, (0, widest - own.shape[-1])) for own in inputs]
     )
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    """Say whether two tensors are the same numbers at the same place."""
-    where = one.data_ptr() == other.data_ptr() and one.device == other.device
-    return where and one.shape == other.shape and one.stride() == other.stride()
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:

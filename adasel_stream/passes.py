@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from adasel_stream import trees
 from adasel_stream.errors import ScoreError
@@ -131,7 +132,16 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     features = [part.features for part in parts if part.features is not None]
     if len(residuals) < len(parts) or len(features) < len(parts):
         return Scored(losses)
-    return Scored(losses, torch.cat(residuals), torch.cat(features))
+    return Scored(losses, _one_under_another(residuals), _one_under_another(features))
+
+
+def _one_under_another(parts: Sequence[Tensor]) -> Tensor:
+    """Join vectors of rows, (b, c) or with tokens (b, ..., c): zeros stand for tokens that lack."""
+    if len({part.shape[1:] for part in parts}) == 1:
+        return torch.cat(list(parts))
+    tokens = [part.flatten(1, -2) if part.ndim > 2 else part[:, None] for part in parts]
+    most = max(part.shape[1] for part in tokens)
+    return torch.cat([pad(part, (0, 0, 0, most - part.shape[1])) for part in tokens])
 
 
 def _marked(scored: Scored) -> Scored:

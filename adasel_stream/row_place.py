@@ -3,7 +3,8 @@
 Each loss belongs to a row. Going back from the losses, operations move that dimension: a transposed
 matrix has its rows second, a sum over time in front of them had them second as well, and stacked
 losses of two heads have them first again. Where two rows meet in one number, as in a comparison of
-each row with all others, there is no such dimension behind.
+each row with all others, there is no such dimension behind; and nobody knows it behind an operation
+that is not listed here.
 
 Sizes cannot tell it: a sequence may have as many steps as a batch has rows.
 """
@@ -12,9 +13,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+import torch
+from torch import Tensor
 from torch.autograd.graph import Node
 
-__all__ = ["Edge", "place_behind"]
+__all__ = ["Edge", "is_known", "place_behind"]
 
 Edge: TypeAlias = tuple[Node, int]
 """An operation, and which of its outputs."""
@@ -22,10 +25,79 @@ Edge: TypeAlias = tuple[Node, int]
 _NEGATIVE: Final = 2**63
 """Dimensions that are counted from the end are saved as unsigned numbers."""
 
+# fmt: off
+_NUMBER_BY_NUMBER: Final = frozenset(
+    [
+        "Abs", "Acos", "Add", "Addcdiv", "Addcmul", "Alias", "Angle", "Asin", "Asinh",
+        "Atan", "Atan2", "Atanh", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
+        "Celu", "Clamp", "ClampMax", "ClampMin", "Clone", "Conj", "Copy", "Cos", "Cosh",
+        "Digamma", "Div", "Elu", "Erf", "Erfc", "Erfinv", "Exp", "Exp2", "Expand", "Expm1",
+        "Fmax", "Fmin", "FusedDropout", "Gelu", "Hardshrink", "Hardsigmoid", "Hardswish",
+        "Hardtanh", "HuberLoss", "KlDiv", "LeakyRelu", "Lerp", "Lgamma", "Log", "Log10",
+        "Log1P", "Log2", "LogSigmoid", "Logaddexp", "Logaddexp2", "MaskedFill", "Maximum",
+        "Minimum", "Mish", "MseLoss", "Mul", "NanToNum", "NativeDropout", "Neg",
+        "Polygamma", "Positive", "Pow", "Prelu", "PreluKernel", "Real", "Reciprocal",
+        "Relu", "RreluWithNoise", "Rsqrt", "Rsub", "Sgn", "Sigmoid", "Sign", "Silu", "Sin",
+        "Sinc", "Sinh", "SmoothL1Loss", "SoftMarginLoss", "Softplus", "Softshrink", "Sqrt",
+        "Square", "Sub", "Tan", "Tanh", "Threshold", "To", "ToCopy", "ViewAsComplex",
+        "ViewAsReal", "Where", "Xlogy",
+    ]
+)
+# fmt: on
+"""Operations that make each number of numbers at the same place."""
+
+# fmt: off
+_ALONG: Final = frozenset(
+    [
+        "Amax", "Amin", "Cat", "Cummax", "Cummin", "Cumprod", "Cumsum", "Flip", "Gather",
+        "Glu", "IndexSelect", "Kthvalue", "LinalgVectorNorm", "LogSoftmax", "Logcumsumexp",
+        "Logsumexp", "Max", "Mean", "Median", "Min", "Mode", "Nanmedian", "Nansum", "Norm",
+        "Prod", "Renorm", "Select", "Softmax", "Sort", "Split", "SplitWithSizes", "Std",
+        "StdMean", "Sum", "Topk", "Unbind", "Var", "VarMean",
+    ]
+)
+# fmt: on
+"""Operations along dimensions that they name, and which may be gone then."""
+
+# fmt: off
+_ROW_BY_ROW: Final = frozenset(
+    [
+        "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D",
+        "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Convolution", "MaxPool2DWithIndices",
+        "MaxPool3DWithIndices", "MultiMarginLoss", "MultilabelMarginLoss",
+        "NativeGroupNorm", "NllLoss", "NllLoss2D", "ScaledDotProductEfficientAttention",
+        "ScaledDotProductFlashAttention", "ScaledDotProductFlashAttentionForCpu",
+    ]
+)
+# fmt: on
+"""Operations that take what they are given row by row, if rows come first."""
+
 _NEW: Final = ("Stack", "Unsqueeze")
-_VIEWS: Final = ("View", "UnsafeView", "Reshape")
-_OTHER: Final = {"Mm": 1, "Mv": 1, "Addmm": 2, "Addmv": 2, "Cdist": 1}
-"""Of products whose rows are those of one factor, the factor of which each row takes all rows."""
+_VIEWS: Final = ("View", "UnsafeView", "Reshape", "ReshapeAlias")
+_PRODUCTS: Final = {"Mm": 0, "Mv": 0, "Addmm": 1, "Addmv": 1}
+"""Products of two factors, and which input is the first; rows are those of that one."""
+
+_BATCHED: Final = {"Bmm": 0, "Baddbmm": 1}
+"""The same of many products at once."""
+
+
+_FOLLOWED: Final = frozenset(
+    {
+        *(_NUMBER_BY_NUMBER | _ALONG | _ROW_BY_ROW),
+        *(_PRODUCTS.keys() | _BATCHED.keys()),
+        *(*_NEW, *_VIEWS, "T", "Transpose", "Permute", "Squeeze", "Slice", "Index", "CtcLoss"),
+        *("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"),
+    }
+)
+
+
+def is_known(node: Node) -> bool:
+    """Say whether rows can be followed through an operation, if the place is right.
+
+    >>> is_known(torch.ones(3, requires_grad=True).exp().grad_fn)
+    True
+    """
+    return _name(node) in _FOLLOWED
 
 
 def place_behind(edge: Edge, way: int, place: int | None) -> int | None:
@@ -36,7 +108,6 @@ def place_behind(edge: Edge, way: int, place: int | None) -> int | None:
         way: which input.
         place: dimension of the rows in the output, or None.
 
-    >>> import torch
     >>> losses = torch.ones(3, 4, requires_grad=True).mean(0)
     >>> place_behind((losses.grad_fn, 0), 0, 0)
     1
@@ -55,30 +126,54 @@ def _moved(
     node: Node, way: int, place: int, after: Sequence[int], before: Sequence[int]
 ) -> int | None:
     """Do as `place_behind`, from the shapes of the output and the input."""
-    name = node.name().rstrip("0123456789").removesuffix("Backward")
+    name = _name(node)
     dims = [_counted(one, max(len(after), len(before))) for one in _dims(node)]
-    if name == "T":
-        return 1 - place if len(before) == 2 else None
-    if name == "Transpose":
+    found: int | None = None
+    if name in _NUMBER_BY_NUMBER:
+        found = _aligned(place, after, before)
+    elif name in _ALONG:
+        found = _beside(place, dims, after, before)
+    elif name == "T":
+        found = 1 - place if len(before) == 2 else None
+    elif name == "Transpose":
         one, other = dims
-        return {one: other, other: one}.get(place, place)
-    if name == "Permute":
-        return dims[place]
-    if name in _NEW:
-        return None if place in dims else place - sum(one < place for one in dims)
-    if name in _VIEWS or name == "Squeeze":
-        return _viewed(place, after, before)
-    if "BatchNorm" in name and getattr(node, "_saved_training", True):
-        return None
-    if name in _OTHER:
-        return None if way == _OTHER[name] else place
-    if dims and len(before) == len(after) + len(dims):
-        for one in sorted(dims):
-            place += one <= place
-        return place
-    if place in dims and len(before) == len(after) and name != "Slice":
-        return None
-    return _broadcast(place, after, before)
+        found = {one: other, other: one}.get(place, place)
+    elif name == "Permute":
+        found = dims[place]
+    elif name in _NEW:
+        found = None if place in dims else place - sum(one < place for one in dims)
+    elif name in _VIEWS or name == "Squeeze":
+        found = _viewed(place, after, before)
+    elif name == "Slice":
+        found = place if after[place] == before[place] else None
+    elif name == "Index":
+        found = _indexed(node, place, before)
+    elif name in _PRODUCTS:
+        found = _of_product(way - _PRODUCTS[name], place, after, before)
+    elif name in _BATCHED:
+        way -= _BATCHED[name]
+        found = None if way >= 0 and place == 2 - way else _aligned(place, after, before)
+    elif name in _ROW_BY_ROW:
+        found = 0 if place == 0 and before[:1] == after[:1] else None
+    elif name == "CtcLoss":  # of steps, rows and classes
+        found = 1 if place == 0 else None
+    elif name == "NativeLayerNorm":
+        normal: Any = getattr(node, "_saved_normalized_shape", ())
+        found = place if place < len(after) - len(normal) and before == after else None
+    elif name.endswith("BatchNorm") and not getattr(node, "_saved_training", True):
+        found = place if before == after else None
+    return found
+
+
+def _name(node: Node) -> str:
+    return node.name().rstrip("0123456789").removesuffix("Backward")
+
+
+def _of_product(factor: int, place: int, after: Sequence[int], before: Sequence[int]) -> int | None:
+    """Follow rows to the first factor, 0, or to what was added, -1; each takes all of the other."""
+    if factor < 0:
+        return _aligned(place, after, before)
+    return 0 if factor == 0 and place == 0 else None
 
 
 def _viewed(place: int, after: Sequence[int], before: Sequence[int]) -> int | None:
@@ -92,10 +187,41 @@ def _viewed(place: int, after: Sequence[int], before: Sequence[int]) -> int | No
     return None
 
 
-def _broadcast(place: int, after: Sequence[int], before: Sequence[int]) -> int | None:
+def _aligned(place: int, after: Sequence[int], before: Sequence[int]) -> int | None:
     """Keep the dimension where there are as many rows in it, counted from the end at need."""
     one = place - max(0, len(after) - len(before))
     return one if one >= 0 and before[one] == after[place] else None
+
+
+def _beside(
+    place: int, dims: Sequence[int], after: Sequence[int], before: Sequence[int]
+) -> int | None:
+    """Keep the dimension beside those that an operation goes along; those may be gone behind it."""
+    if len(before) == len(after):
+        kept = before[place] == after[place] and place not in dims
+        return place if kept and dims else None
+    if len(before) != len(after) + len(dims):
+        return None
+    for one in sorted(dims):
+        place += one <= place
+    return place
+
+
+def _indexed(node: Node, place: int, before: Sequence[int]) -> int | None:
+    """Follow rows through an index that takes each of them once, in order, as `z[arange(b), y]`.
+
+    Reading an index from an accelerator would wait for it; there nobody knows.
+    """
+    indices: Any = getattr(node, "_saved_indices", ())
+    if place != 0 or not indices:
+        return None
+    first = indices[0]
+    if first is None:
+        return 0
+    if not isinstance(first, Tensor) or first.device.type != "cpu" or first.ndim != 1:
+        return None
+    rows = torch.arange(before[0])
+    return 0 if first.dtype == rows.dtype and torch.equal(first, rows) else None
 
 
 def _dims(node: Node) -> list[int]:
