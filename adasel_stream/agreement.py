@@ -7,7 +7,7 @@ from adasel_stream.metrics import Metrics
 
 __all__ = ["FORMAT", "check_state", "metrics_for"]
 
-FORMAT: Final = 4
+FORMAT: Final = 5
 """Version of the loader's `state_dict`."""
 
 

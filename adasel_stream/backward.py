@@ -15,7 +15,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -196,6 +196,7 @@ def _layers(losses: Tensor) -> list[_Layer]:
     if losses.grad_fn is None:
         return []
     rows, found, places = len(losses), dict[Edge, _Layer](), dict[Edge, int | None]()
+    lost = ""
     ways = deque[tuple[Edge, int | None]]([((losses.grad_fn, losses.output_nr), 0)])
     while ways:
         edge, place = ways.popleft()
@@ -213,6 +214,7 @@ def _layers(losses: Tensor) -> list[_Layer]:
         own = [one for _, (one, _) in behind if _is_of_parameters(one, rows)]
         if own and node is not losses.grad_fn:
             if place != 0 or len(found) == _MOST:
+                _tell_once(lost)
                 return []
             is_product = node.name().startswith(_PRODUCTS)
             group = _leaf(own[-1]) if is_product else id(node)
@@ -220,12 +222,20 @@ def _layers(losses: Tensor) -> list[_Layer]:
             found[edge] = _Layer(edge, group, is_product, numbers)
             if is_product or not is_known(node):
                 continue
-        ways.extend(
-            ((one, output), place_behind(edge, way, place))
-            for way, (one, output) in behind
-            if one is not None
-        )
+        for way, (one, output) in behind:
+            if one is None:
+                continue
+            ways.append(((one, output), place_behind(edge, way, place)))
+            if place is not None and ways[-1][1] is None:
+                lost = node.name()
     return list(found.values())
+
+
+@cache
+def _tell_once(lost: str) -> None:
+    """Say behind which operation nobody knows where rows are, if it is one."""
+    if lost:
+        _log.info("rows of a batch cannot be followed from their losses to what is behind %s", lost)
 
 
 def _leaf(node: Node | None) -> int:

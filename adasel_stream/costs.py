@@ -53,20 +53,26 @@ def cost_of(
     saved = round(1 - score - sampling_rate, 12)
     at_best = 1 - sampling_rate if record else saved
     pays = at_best > 0
-    scoring = (
-        f", scoring all of it at {_percent(score)} of the cost of training," if forward else ""
-    )
-    if gives_up and not pays:
-        scoring, saved = ", drawn evenly and not scored,", 1 - sampling_rate
+    evenly = gives_up and not pays
+    saved = 1 - sampling_rate if evenly else saved
+    scoring = [
+        (evenly, ", drawn evenly and not scored,"),
+        (forward, f", scoring all of it at {_percent(score)} of the cost of training,"),
+        (proxy, ", scoring all of it by a proxy that is not counted here,"),
+    ]
     line = (
-        f"adasel_stream: training on {_percent(sampling_rate)} of the stream{scoring}"
-        + (", scoring all of it by a proxy that is not counted here," if proxy else "")
+        f"adasel_stream: training on {_percent(sampling_rate)} of the stream"
+        + next((words for holds, words in scoring if holds), "")
         + (
             f" can save {_percent(saved)} of full training's compute"
             if saved >= 0
             else f" costs {_percent(-saved)} more than full training"
         )
-        + (f", up to {_percent(at_best)} where losses are known" if forward and record else "")
+        + (
+            f", up to {_percent(at_best)} where losses are known"
+            if forward and record and pays
+            else ""
+        )
         + f" (a backward pass taken as {BACKWARD_FORWARDS:g} forward passes)"
     )
     return Cost(score, sampling_rate, saved, pays, line)

@@ -13,6 +13,7 @@ log says so.
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Final, NamedTuple
 
@@ -67,15 +68,11 @@ def find_heads(model: nn.Module, score: Callable[[], Scored]) -> Found:
     (True, True)
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    try:
-        found = _found(watched(layers, score), model)
-    except torch.OutOfMemoryError:
-        _log.warning(
-            "there is no memory to look for all last layers of %s at once: the one that is defined "
-            "last is looked at alone, and if there are others, gradients are not of them",
-            type(model).__name__,
-        )
-        found = _found(watched(layers, score, start=layers[-1]), model)
+    whole: Found | None = None
+    with suppress(torch.OutOfMemoryError):
+        whole = _found(watched(layers, score), model)
+    # not while the error is held: it holds all that has taken the memory
+    found = _of_the_last(layers, score, model) if whole is None else whole
     if not found.sure:
         return found
     names = {id(layer): name for name, layer in model.named_modules()}
@@ -90,7 +87,7 @@ def find_heads(model: nn.Module, score: Callable[[], Scored]) -> Found:
             *(len(found.heads), type(model).__name__, size >> 20, names[id(found.heads[-1])]),
         )
         found = found._replace(heads=found.heads[-1:])
-    if after:
+    if after and len(found.heads) == 1:
         _log.warning(
             "gradients are those of the last linear layer of %s, after which other "
             "parameters still act (%d), such as %s; for those of the last layer, %s",
@@ -109,6 +106,21 @@ def find_heads(model: nn.Module, score: Callable[[], Scored]) -> Found:
             ", ".join(names[id(head)] for head in found.heads),
         )
     return found
+
+
+def _of_the_last(
+    layers: Sequence[nn.Linear], score: Callable[[], Scored], model: nn.Module
+) -> Found:
+    """Look at the layer that is defined last alone, or if nobody calls it at that called last."""
+    _log.warning(
+        "there is no memory to look for all last layers of %s at once: one of them is looked at "
+        "alone, and if there are others, gradients are not of them",
+        type(model).__name__,
+    )
+    seen = watched(layers, score, start=next(reversed(layers), None))
+    if seen.passed and not seen.calls:
+        seen = watched(layers, score, start=seen.passed[-1])
+    return _found(seen, model)
 
 
 def last_layer_of(found: Found) -> Scored:

@@ -4,7 +4,8 @@ Each loss belongs to a row. Going back from the losses, operations move that dim
 matrix has its rows second, a sum over time in front of them had them second as well, and stacked
 losses of two heads have them first again. Where two rows meet in one number, as in a comparison of
 each row with all others, there is no such dimension behind; and nobody knows it behind an operation
-that is not listed here.
+that is not listed here. A `torch.autograd.Function` of somebody's own is taken to go row by row
+where as many come out of it as go in.
 
 Sizes cannot tell it: a sequence may have as many steps as a batch has rows.
 """
@@ -15,6 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node
 
 __all__ = ["Edge", "is_known", "place_behind"]
@@ -28,18 +30,18 @@ _NEGATIVE: Final = 2**63
 # fmt: off
 _NUMBER_BY_NUMBER: Final = frozenset(
     [
-        "Abs", "Acos", "Add", "Addcdiv", "Addcmul", "Alias", "Angle", "Asin", "Asinh",
-        "Atan", "Atan2", "Atanh", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits",
-        "Celu", "Clamp", "ClampMax", "ClampMin", "Clone", "Conj", "Copy", "Cos", "Cosh",
-        "Digamma", "Div", "Elu", "Erf", "Erfc", "Erfinv", "Exp", "Exp2", "Expand", "Expm1",
-        "Fmax", "Fmin", "FusedDropout", "Gelu", "Hardshrink", "Hardsigmoid", "Hardswish",
-        "Hardtanh", "HuberLoss", "KlDiv", "LeakyRelu", "Lerp", "Lgamma", "Log", "Log10",
-        "Log1P", "Log2", "LogSigmoid", "Logaddexp", "Logaddexp2", "MaskedFill", "Maximum",
-        "Minimum", "Mish", "MseLoss", "Mul", "NanToNum", "NativeDropout", "Neg",
-        "Polygamma", "Positive", "Pow", "Prelu", "PreluKernel", "Real", "Reciprocal",
-        "Relu", "RreluWithNoise", "Rsqrt", "Rsub", "Sgn", "Sigmoid", "Sign", "Silu", "Sin",
-        "Sinc", "Sinh", "SmoothL1Loss", "SoftMarginLoss", "Softplus", "Softshrink", "Sqrt",
-        "Square", "Sub", "Tan", "Tanh", "Threshold", "To", "ToCopy", "ViewAsComplex",
+        "Abs", "Acos", "Add", "Addcdiv", "Addcmul", "Alias", "Angle", "Asin", "Asinh", "Atan",
+        "Atan2", "Atanh", "BinaryCrossEntropy", "BinaryCrossEntropyWithLogits", "Celu", "Clamp",
+        "ClampMax", "ClampMin", "Clone", "Conj", "Copy", "Cos", "Cosh", "Digamma", "Div", "Elu",
+        "Erf", "Erfc", "Erfinv", "Exp", "Exp2", "Expand", "Expm1", "Fmax", "Fmin",
+        "FusedDropout", "Gelu", "Hardshrink", "Hardsigmoid", "Hardswish", "Hardtanh",
+        "HuberLoss", "Hypot", "KlDiv", "LeakyRelu", "Lerp", "Lgamma", "Log", "Log10", "Log1P",
+        "Log2", "LogSigmoid", "Logaddexp", "Logaddexp2", "Logit", "MaskedFill", "Maximum",
+        "Minimum", "Mish", "MseLoss", "Mul", "NanToNum", "NativeDropout", "Neg", "Polygamma",
+        "Positive", "Pow", "Prelu", "PreluKernel", "Real", "Reciprocal", "Relu",
+        "RreluWithNoise", "Rsqrt", "Rsub", "Sgn", "Sigmoid", "Sign", "Silu", "Sin", "Sinc",
+        "Sinh", "SmoothL1Loss", "SoftMarginLoss", "Softplus", "Softshrink", "SpecialLogNdtr",
+        "Sqrt", "Square", "Sub", "Tan", "Tanh", "Threshold", "To", "ToCopy", "ViewAsComplex",
         "ViewAsReal", "Where", "Xlogy",
     ]
 )
@@ -49,8 +51,8 @@ _NUMBER_BY_NUMBER: Final = frozenset(
 # fmt: off
 _ALONG: Final = frozenset(
     [
-        "Amax", "Amin", "Cat", "Cummax", "Cummin", "Cumprod", "Cumsum", "Flip", "Gather",
-        "Glu", "IndexSelect", "Kthvalue", "LinalgVectorNorm", "LogSoftmax", "Logcumsumexp",
+        "Amax", "Amin", "Cat", "Cummax", "Cummin", "Cumprod", "Cumsum", "Flip", "Gather", "Glu",
+        "IndexSelect", "Kthvalue", "LinalgVectorNorm", "LogSoftmax", "Logcumsumexp",
         "Logsumexp", "Max", "Mean", "Median", "Min", "Mode", "Nanmedian", "Nansum", "Norm",
         "Prod", "Renorm", "Select", "Softmax", "Sort", "Split", "SplitWithSizes", "Std",
         "StdMean", "Sum", "Topk", "Unbind", "Var", "VarMean",
@@ -62,10 +64,13 @@ _ALONG: Final = frozenset(
 # fmt: off
 _ROW_BY_ROW: Final = frozenset(
     [
-        "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D",
-        "AdaptiveMaxPool2D", "AdaptiveMaxPool3D", "Convolution", "MaxPool2DWithIndices",
-        "MaxPool3DWithIndices", "MultiMarginLoss", "MultilabelMarginLoss",
-        "NativeGroupNorm", "NllLoss", "NllLoss2D", "ScaledDotProductEfficientAttention",
+        "AvgPool2D", "AvgPool3D", "AdaptiveAvgPool2D", "AdaptiveAvgPool3D", "AdaptiveMaxPool2D",
+        "AdaptiveMaxPool3D", "Convolution", "MaxPool2DWithIndices", "MaxPool3DWithIndices",
+        "MultiMarginLoss", "MultilabelMarginLoss", "NativeGroupNorm", "NllLoss", "NllLoss2D",
+        "PixelShuffle", "PixelUnshuffle", "Im2Col", "ReflectionPad1D", "ReflectionPad2D",
+        "ReplicationPad1D", "ReplicationPad2D", "UpsampleNearest1D", "UpsampleNearest2D",
+        "UpsampleNearest3D", "UpsampleLinear1D", "UpsampleBilinear2D", "UpsampleBicubic2D",
+        "UpsampleTrilinear3D", "ScaledDotProductEfficientAttention",
         "ScaledDotProductFlashAttention", "ScaledDotProductFlashAttentionForCpu",
     ]
 )
@@ -86,6 +91,7 @@ _FOLLOWED: Final = frozenset(
         *(_NUMBER_BY_NUMBER | _ALONG | _ROW_BY_ROW),
         *(_PRODUCTS.keys() | _BATCHED.keys()),
         *(*_NEW, *_VIEWS, "T", "Transpose", "Permute", "Squeeze", "Slice", "Index", "CtcLoss"),
+        *("ConstantPadNd", "Repeat"),
         *("NativeLayerNorm", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"),
     }
 )
@@ -97,7 +103,7 @@ def is_known(node: Node) -> bool:
     >>> is_known(torch.ones(3, requires_grad=True).exp().grad_fn)
     True
     """
-    return _name(node) in _FOLLOWED
+    return _name(node) in _FOLLOWED or _is_of_a_user(node)
 
 
 def place_behind(edge: Edge, way: int, place: int | None) -> int | None:
@@ -144,8 +150,8 @@ def _moved(
         found = None if place in dims else place - sum(one < place for one in dims)
     elif name in _VIEWS or name == "Squeeze":
         found = _viewed(place, after, before)
-    elif name == "Slice":
-        found = place if after[place] == before[place] else None
+    elif name in ("Slice", "ConstantPadNd", "Repeat"):
+        found = _aligned(place, after, before)
     elif name == "Index":
         found = _indexed(node, place, before)
     elif name in _PRODUCTS:
@@ -153,7 +159,7 @@ def _moved(
     elif name in _BATCHED:
         way -= _BATCHED[name]
         found = None if way >= 0 and place == 2 - way else _aligned(place, after, before)
-    elif name in _ROW_BY_ROW:
+    elif name in _ROW_BY_ROW or _is_of_a_user(node):
         found = 0 if place == 0 and before[:1] == after[:1] else None
     elif name == "CtcLoss":  # of steps, rows and classes
         found = 1 if place == 0 else None
@@ -163,6 +169,11 @@ def _moved(
     elif name.endswith("BatchNorm") and not getattr(node, "_saved_training", True):
         found = place if before == after else None
     return found
+
+
+def _is_of_a_user(node: Node) -> bool:
+    compiled = node.name().startswith("CompiledFunction")
+    return isinstance(node, BackwardCFunction) and not compiled
 
 
 def _name(node: Node) -> str:

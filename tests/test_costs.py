@@ -65,3 +65,10 @@ def test_the_line_says_that_a_proxy_is_not_counted() -> None:
     """What a proxy costs nobody has said."""
     cost = cost_of(0.2, forward=False, record=False, proxy=True)
     assert "scoring all of it by a proxy that is not counted here, can save 80%" in cost.line
+
+
+def test_the_line_says_each_thing_once() -> None:
+    """What is drawn evenly is not scored, by whatever means."""
+    line = cost_of(1.0, forward=False, record=False, proxy=True, gives_up=True).line
+    assert "of the stream, drawn evenly and not scored, can save 0% of" in line
+    assert "up to" not in cost_of(1.0, forward=True, record=True, gives_up=True).line

@@ -77,7 +77,7 @@ def test_a_snapshot_of_another_record_is_refused() -> None:
 def test_a_state_of_another_format_is_refused(state: dict[str, Any]) -> None:
     """The message names both versions."""
     loader = SelectingLoader(Stream(), score=loss, sampling_rate=0.5)
-    with pytest.raises(ValueError, match=r"has format .*, this version reads 4"):
+    with pytest.raises(ValueError, match=r"has format .*, this version reads 5"):
         loader.load_state_dict(state)
 
 

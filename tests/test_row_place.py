@@ -1,12 +1,14 @@
 """Rows are followed from the losses to the last layers, and never guessed."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adasel_stream import backward
 from adasel_stream.backward import watch_norms
 from adasel_stream.emitted import weighted_mean
 from tests.candidates import generator
@@ -231,3 +233,65 @@ def test_tokens_that_are_flattened_by_hand_are_followed() -> None:
     (got,) = heard(head(x.flatten(0, 1)).square().reshape(ROWS, -1).mean(1))
     (want,) = heard(head(x).square().mean((1, 2)))
     torch.testing.assert_close(got, want)
+
+
+class Fused(torch.autograd.Function):
+    """Half of the squared errors of each row, differentiated by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        """Give losses (b,)."""
+        ctx.save_for_backward(z)
+        return z.square().sum(1) / 2
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Give the gradient in z."""
+        z: Tensor = ctx.saved_tensors[0]
+        return gradients[0][:, None] * z
+
+
+def test_functions_of_a_users_own_are_taken_to_go_row_by_row() -> None:
+    """As fused losses do, where as many rows come out as go in."""
+    x, head = torch.randn(ROWS, 8, generator=generator(1)), nn.Linear(8, 4)
+    (want,) = heard(head(x).square().sum(1) / 2)
+    losses: Tensor = Fused.apply(head(x))  # type: ignore[no-untyped-call] # untyped in torch
+    (got,) = heard(1 * losses)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    "losses_of",
+    [
+        lambda z: (
+            functional.interpolate(z, scale_factor=2, mode="bilinear").square().mean((1, 2, 3))
+        ),
+        lambda z: functional.interpolate(z, scale_factor=2).square().mean((1, 2, 3)),
+        lambda z: functional.pad(z, (1, 1, 1, 1)).square().mean((1, 2, 3)),
+        lambda z: functional.pixel_shuffle(z, 2).square().mean((1, 2, 3)),
+        lambda z: functional.avg_pool2d(z, 2).square().mean((1, 2, 3)),
+    ],
+    ids=["bilinear", "nearest", "padded", "shuffled", "pooled"],
+)
+def test_heads_of_images_are_followed(losses_of: Callable[[Tensor], Tensor]) -> None:
+    """A convolution gives the outputs, and something resizes them."""
+    x, head = torch.randn(ROWS, 3, 6, 6, generator=generator(1)), nn.Conv2d(3, 4, 3)
+    output = head(x)
+    output.retain_grad()
+    (got,) = heard(losses_of(output))
+    assert output.grad is not None
+    factor = torch.count_nonzero(WEIGHTS) / WEIGHTS
+    torch.testing.assert_close(got, output.grad.flatten(1).norm(dim=1) * factor)
+
+
+def test_the_operation_that_rows_are_lost_behind_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once, for who wonders why nothing is heard."""
+    backward._tell_once.cache_clear()
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            losses = torch.linalg.inv(nn.Linear(8, ROWS)(torch.randn(ROWS, 8))).sum(1)
+            watch_norms(losses, lambda _: None)
+    (told,) = (line for line in caplog.messages if "cannot be followed" in line)
+    assert "LinalgInvExBackward" in told
