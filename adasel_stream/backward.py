@@ -196,10 +196,9 @@ def _layers(losses: Tensor) -> list[_Layer]:
     if losses.grad_fn is None:
         return []
     rows, found, places = len(losses), dict[Edge, _Layer](), dict[Edge, int | None]()
-    lost = ""
-    ways = deque[tuple[Edge, int | None]]([((losses.grad_fn, losses.output_nr), 0)])
+    ways = deque[tuple[Edge, int | None, str]]([((losses.grad_fn, losses.output_nr), 0, "")])
     while ways:
-        edge, place = ways.popleft()
+        edge, place, lost = ways.popleft()
         node = edge[0]
         if edge in places:
             if places[edge] in (place, None):
@@ -225,9 +224,9 @@ def _layers(losses: Tensor) -> list[_Layer]:
         for way, (one, output) in behind:
             if one is None:
                 continue
-            ways.append(((one, output), place_behind(edge, way, place)))
-            if place is not None and ways[-1][1] is None:
-                lost = node.name()
+            further = place_behind(edge, way, place)
+            just_lost = place is not None and further is None
+            ways.append(((one, output), further, node.name() if just_lost else lost))
     return list(found.values())
 
 

@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 
 _SEEDS = 2**63
 
-_TENSORS = ("log_weights", "method_losses", "trend")
-
 _WINDOW = 4096
 """Losses of so many rows that came last are kept for methods that compare with them."""
 
@@ -301,7 +299,7 @@ class Chooser:
         if generator is not None:
             self._draws = {"device": generator.device.type, "state": generator.get_state()}
         return {
-            "policy": None if state is None else _described(state),
+            "policy": None if state is None else state.state_dict(),
             "generator": self._draws,
             "quota": self._quota.state_dict(),
             "window": None if self._window is None else self._window.clone(),
@@ -313,7 +311,9 @@ class Chooser:
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device | None) -> None:
         """Go on from `state`, on `device` or on one like that it came from."""
         policy = state["policy"]
-        self._state = None if policy is None else _restored(policy, device)
+        self._state = None
+        if policy is not None:
+            self._state = State.of_state(policy, kept_at(policy["device"], device))
         self._generator, self._draws = None, state["generator"]
         self._quota.load_state_dict(state["quota"])
         self._window, self._foreseen = state["window"], bool(state["foreseen"])
@@ -359,8 +359,7 @@ class Chooser:
         device, state = losses.device, self._state
         if state is None:
             state = State.initial(len(self._methods), dtype=losses.dtype, device=device)
-        if state.log_weights.device != device:
-            state = replace(state, **{name: getattr(state, name).to(device) for name in _TENSORS})
+        state = state.to(device)
         if self._generator is None or self._generator.device != device:
             # draws cannot go on on another kind of device: there they begin anew, not as before
             self._generator = torch.Generator(device).manual_seed(self._seed + state.step)
@@ -396,15 +395,3 @@ def _with_candidates_own(
     ours, even = variances
     own = even * sampling_rate / (1 - sampling_rate) if sampling_rate < 1 else 0.0
     return ours + own, even + own
-
-
-def _described(state: State) -> dict[str, Any]:
-    tensors = {name: getattr(state, name).clone() for name in _TENSORS}
-    return {"step": state.step, "device": state.log_weights.device.type, **tensors}
-
-
-def _restored(policy: Mapping[str, Any], device: torch.device | None) -> State:
-    home = kept_at(policy["device"], device)
-    return State(
-        int(policy["step"]), **{name: policy[name].to(home, copy=True) for name in _TENSORS}
-    )

@@ -54,7 +54,8 @@ def cost_of(
     at_best = 1 - sampling_rate if record else saved
     pays = at_best > 0
     evenly = gives_up and not pays
-    saved = 1 - sampling_rate if evenly else saved
+    if evenly:
+        score, saved = 0.0, 1 - sampling_rate
     scoring = [
         (evenly, ", drawn evenly and not scored,"),
         (forward, f", scoring all of it at {_percent(score)} of the cost of training,"),

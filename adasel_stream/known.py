@@ -208,14 +208,15 @@ class KnownLosses:
 
         Where candidates are scored that is only odd if somebody serves.
         """
-        if self._strangers is None or (self._score is not None and lookups.feed is None):
+        scores = self._score is not None
+        if self._strangers is None or (scores and lookups.feed is None):
             return
         self._strangers = None if known.any() else self._strangers + len(known)
-        if self._strangers is None or self._strangers < (_MANY if self._score else _SOME):
+        if self._strangers is None or self._strangers < (_MANY if scores else _SOME):
             return
         _log.warning(
             "none of the first %d candidates is in the record, so they %s: %s",
-            *(self._strangers, "are all scored" if self._score else "count as equal"),
+            *(self._strangers, "are all scored" if scores else "count as equal"),
             "losses come into it by loader.mean, loader.observe and serving="
             if lookups.feed is None
             else "is serving= the folder that servers write to, and do they name instances by the "

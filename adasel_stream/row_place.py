@@ -150,8 +150,10 @@ def _moved(
         found = None if place in dims else place - sum(one < place for one in dims)
     elif name in _VIEWS or name == "Squeeze":
         found = _viewed(place, after, before)
-    elif name in ("Slice", "ConstantPadNd", "Repeat"):
+    elif name in ("Slice", "Repeat"):
         found = _aligned(place, after, before)
+    elif name == "ConstantPadNd":
+        found = None if _is_padded(node, place, after) else place
     elif name == "Index":
         found = _indexed(node, place, before)
     elif name in _PRODUCTS:
@@ -227,12 +229,20 @@ def _indexed(node: Node, place: int, before: Sequence[int]) -> int | None:
     if place != 0 or not indices:
         return None
     first = indices[0]
-    if first is None:
-        return 0
+    if first is None:  # indices that stand apart give their dimension to the front
+        given = [one for one, index in enumerate(indices) if index is not None]
+        return 0 if given and given[-1] - given[0] == len(given) - 1 else None
     if not isinstance(first, Tensor) or first.device.type != "cpu" or first.ndim != 1:
         return None
     rows = torch.arange(before[0])
     return 0 if first.dtype == rows.dtype and torch.equal(first, rows) else None
+
+
+def _is_padded(node: Node, place: int, after: Sequence[int]) -> bool:
+    """Say whether a dimension is padded or cut; pads are listed from the last one on."""
+    pads: Any = getattr(node, "_saved_pad", ())
+    first = 2 * (len(after) - 1 - place)
+    return any(pads[first : first + 2])
 
 
 def _dims(node: Node) -> list[int]:

@@ -240,13 +240,14 @@ def checked(scored: Scored, rows: int) -> Scored:
             'compute it with reduction="none"'
         )
     if losses.shape != (rows,):
-        of_tokens = losses.ndim == 1 and len(losses) > rows > 0 and len(losses) % rows == 0
-        hint = (
-            f"losses.view({rows}, -1).mean(1)" if of_tokens else "as by losses.flatten(1).mean(1)"
-        )
+        hint = ""
+        if losses.ndim > 1:
+            hint = "; average or sum over the other dimensions, as by losses.flatten(1).mean(1)"
+        elif len(losses) > rows > 0 and len(losses) % rows == 0:
+            hint = f"; average those of a row's tokens, as by losses.view({rows}, -1).mean(1)"
         raise ScoreError(
             f"score returned losses of shape {tuple(losses.shape)}, expected ({rows},): one loss "
-            f"per row; average or sum over all that belongs to a row, {hint}"
+            f"per row{hint}"
         )
     if not losses.is_floating_point():
         raise ScoreError(

@@ -4,7 +4,9 @@ Letters in shapes: b candidates, k selected, B trained, M methods.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,6 +89,29 @@ class State:
         unknown = torch.full((methods,), torch.nan, dtype=dtype, device=device)
         even = torch.full_like(unknown, -math.log(methods))
         return cls(0, even, unknown, torch.stack([unknown, torch.zeros_like(unknown)]))
+
+    def to(self, device: torch.device) -> "State":
+        """Give the same on a device, itself where it is there already."""
+        if self.log_weights.device == device:
+            return self
+        tensors = (self.log_weights, self.method_losses, self.trend)
+        return State(self.step, *(one.to(device) for one in tensors))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Describe it, with copies of its tensors and the kind of their device."""
+        return {
+            "step": self.step,
+            "device": self.log_weights.device.type,
+            "log_weights": self.log_weights.clone(),
+            "method_losses": self.method_losses.clone(),
+            "trend": self.trend.clone(),
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any], device: torch.device) -> "State":
+        """Build one anew on a device, from what `state_dict` gave."""
+        names = ("log_weights", "method_losses", "trend")
+        return cls(int(state["step"]), *(state[name].to(device, copy=True) for name in names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -532,6 +532,30 @@ def test_without_memory_for_all_layers_the_last_is_looked_at(
     assert "no memory to look for all last layers of Language" in caplog.text
 
 
+def test_without_memory_a_last_layer_that_nobody_calls_is_passed_over() -> None:
+    """The one that was called last is looked at then."""
+    model, calls = Unused(), list[int]()
+
+    def score() -> Scored:
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        return Scored(of_classes(model(features())[0]))
+
+    with torch.no_grad():
+        assert find_heads(model, score).heads == (model.head,)
+
+
+def test_a_model_without_linear_layers_keeps_its_own_lack_of_memory() -> None:
+    """It is not told of as something else."""
+
+    def score() -> Scored:
+        raise torch.OutOfMemoryError("too large")
+
+    with pytest.raises(torch.OutOfMemoryError, match="too large"):
+        find_heads(nn.Conv1d(1, 1, 1), score)
+
+
 class Unused(Heads):
     """Layers that nobody calls are defined last."""
 

@@ -56,11 +56,15 @@ def test_rows_are_never_guessed(
         lambda z: functional.avg_pool1d(z.t()[None], 3, 1, 1)[0].sum(0),
         lambda z: functional.scaled_dot_product_attention(z[None], z[None], z[None])[0].sum(1),
         lambda z: torch.linalg.inv(z).sum(1),
+        lambda z: z.view(ROWS, 2, 3, 1)[
+            :, torch.zeros(ROWS).long(), :, torch.zeros(ROWS).long()
+        ].sum((1, 2)),
+        lambda z: functional.pad(z, (0, 0, 1, -1)).square().sum(1),
     ],
     ids=[
         *("contrastive", "differences", "distances", "normalised", "centred", "softmax", "flipped"),
         *("rolled", "indexed", "put", "product", "batched", "sparse", "layer norm", "group norm"),
-        *("pooled", "attention", "inverse"),
+        *("pooled", "attention", "inverse", "indexed apart", "shifted"),
     ],
 )
 def test_where_rows_meet_nothing_is_heard(losses_of: Callable[[Tensor], Tensor]) -> None:
@@ -291,7 +295,8 @@ def test_the_operation_that_rows_are_lost_behind_is_named(
     backward._tell_once.cache_clear()
     with caplog.at_level("INFO"):
         for _ in range(2):
-            losses = torch.linalg.inv(nn.Linear(8, ROWS)(torch.randn(ROWS, 8))).sum(1)
+            x, scale = torch.randn(ROWS, 8), nn.Parameter(torch.tensor(0.3))
+            losses = torch.linalg.inv(nn.Linear(8, ROWS)(x)).sum(1) + (x[:, 0] * scale).exp()
             watch_norms(losses, lambda _: None)
     (told,) = (line for line in caplog.messages if "cannot be followed" in line)
     assert "LinalgInvExBackward" in told

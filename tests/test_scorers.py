@@ -197,7 +197,9 @@ def test_autocast_is_on_while_scoring_and_losses_come_as_float32() -> None:
     ("scored", "message"),
     [
         (Scored(torch.tensor(1.0)), r'a scalar loss, expected one .* reduction="none"'),
-        (Scored(torch.ones(3)), r"shape \(3,\), expected \(4,\): one loss per row; average or sum"),
+        (Scored(torch.ones(3)), r"shape \(3,\), expected \(4,\): one loss per row$"),
+        (Scored(torch.ones(4, 2)), r"shape \(4, 2\), .* per row; average or sum .*flatten\(1\)"),
+        (Scored(torch.ones(8)), r"shape \(8,\), .* a row's tokens, as by losses.view\(4, -1\)"),
         (Scored(torch.ones(4, 2)), r"shape \(4, 2\), expected \(4,\)"),
         (Scored(torch.ones(4, dtype=torch.int64)), r"dtype torch.int64, expected floating point"),
         (Scored([1.0] * 4), "returned list, expected a tensor of losses"),  # type: ignore[arg-type]
