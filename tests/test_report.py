@@ -183,6 +183,8 @@ def test_bars_show_parts_and_totals() -> None:
     words = " ".join(ElementTree.fromstring(chart).itertext())
     for one in ("ours", "uniform", "score", "train", "40.5 s", "31.0 s"):
         assert one in words
+    assert ">30.5 s</text>" in chart
+    assert chart.count(">31.0 s</text>") == 1  # the only part of a bar is its total
 
 
 def test_a_part_of_nothing_is_left_out_of_the_legend_alone() -> None:

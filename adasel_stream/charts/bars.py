@@ -91,6 +91,7 @@ def _bar(
 ) -> list[str]:
     drawn: list[str] = []
     start = 0.0
+    stacked = sum(amount > 0 for amount in amounts.values()) > 1  # else the total says it all
     for part in parts:
         amount = amounts.get(part, 0.0)
         if amount <= 0:
@@ -103,7 +104,7 @@ def _bar(
         drawn.append(
             element("rect", tip, x=x, y=y - _BAR / 2, width=end - x, height=_BAR, style=style)
         )
-        if end - x > text_width(shown, 11.5) + 10:
+        if stacked and end - x > text_width(shown, 11.5) + 10:
             drawn.append(
                 text((x + end) / 2, y, shown, ink=ink_on(parts[part]), anchor="middle", size=11.5)
             )
